@@ -1,0 +1,52 @@
+# Two commands matter: `make demo` and `make test`. Both begin with `make setup`.
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+SETUP := $(VENV)/.setup
+
+.PHONY: setup demo test check lock clean system
+.DEFAULT_GOAL := help
+
+help:
+	@sed -n 's/^## //p' Makefile
+
+## make setup   a virtual environment from the hash-pinned lock, and Kafka's jars
+setup: system $(SETUP)
+
+system:
+	@bash scripts/system
+
+$(SETUP): locks/dev.txt pyproject.toml compose/kafka/jars.sha256
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q --disable-pip-version-check --require-hashes -r locks/dev.txt
+	$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps --no-build-isolation -e .
+	$(BIN)/python -m pipeline.kafka_jars
+	@touch $@
+
+## make demo    real records through Kafka, hot, Valkey, DuckDB and Parquet, asked for and checked
+demo: setup
+	$(BIN)/isotherm demo
+
+## make test    the checks and the whole test suite, on real servers
+test: setup check
+	$(BIN)/python -m pytest
+
+## make check   format, lint, types, import rules
+check: setup
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+## make lock    pin everything anew: Python packages and Kafka's jars
+lock: system
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q uv
+	$(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --no-annotate pyproject.toml -o locks/core.txt
+	$(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --no-annotate --extra text --extra local --extra dev pyproject.toml -o locks/dev.txt
+	$(BIN)/python -m pipeline.kafka_jars pin
+
+## make clean   remove what setup made
+clean:
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

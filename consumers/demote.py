@@ -1,0 +1,88 @@
+"""Turns age events into moves: compare with the index, plan (pure), hand to the partition's lane.
+
+An age event is advice: rows that have changed or moved since are left out, a full lane drops it, and it comes again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import partial
+
+import msgspec
+import pyarrow as pa
+import structlog
+
+from consumers.lane import Lane
+from consumers.mover import Mover
+from producers import events
+from producers.events import Message
+from tiers import policy
+from tiers.errors import InvalidRecord
+from tiers.index import Index
+from tiers.policy import PolicySettings
+from tiers.tier import TierName, Usage
+
+log = structlog.get_logger()
+
+
+class MoveSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`rows_max` rows move together; `lane_jobs_max` moves wait in a partition's lane."""
+
+    rows_max: int = 1_000
+    lane_jobs_max: int = 64
+    upkeep_ms: int = 500
+    compact_rows: int = 512
+    compact_s: float = 30.0
+
+
+class Demote:
+    """Handler of the age topic."""
+
+    def __init__(
+        self,
+        settings: MoveSettings,
+        rules: PolicySettings,
+        index: Index,
+        mover: Mover,
+        lanes: Mapping[int, Lane],
+        usages: Callable[[], Awaitable[Mapping[TierName, Usage]]],
+    ) -> None:
+        self._settings, self._rules, self._index = settings, rules, index
+        self._mover, self._lanes, self._usages = mover, lanes, usages
+        self.dropped = 0
+
+    async def apply(self, partition: int, messages: Sequence[Message]) -> None:
+        """Plan and queue the moves that these messages ask for."""
+        usages = await self._usages()
+        for message in messages:
+            try:
+                batch = events.decode_arrow(message.value, events.AGE)
+                self.plan(partition, batch, usages)
+            except InvalidRecord as error:
+                log.warning("advice.rejected", topic="age", partition=partition, reason=str(error))
+
+    def plan(self, partition: int, batch: pa.RecordBatch, usages: Mapping[TierName, Usage]) -> None:
+        """Queue moves of at most `rows_max` rows for the rows of `batch` that are still where it says."""
+        if not batch.num_rows:
+            return
+        source = TierName(batch["tier"][0].as_py())
+        ids, versions = batch["id"].to_pylist(), batch["version"].to_pylist()
+        keep = [at for at, key in enumerate(zip(ids, versions, strict=True)) if self._still(source, partition, *key)]
+        rows = policy.Columns(
+            version=batch["version"].to_numpy()[keep],
+            age_ms=batch["age_ms"].to_numpy()[keep],
+            idle_ms=batch["idle_ms"].to_numpy()[keep],
+            heat=batch["heat"].to_numpy()[keep],
+        )
+        reason = batch["reason"][0].as_py()
+        for move in policy.plan(source, rows, reason, usages, self._rules):
+            keys = [(ids[keep[at]], versions[keep[at]]) for at in move.rows.tolist()]
+            for start in range(0, len(keys), self._settings.rows_max):
+                part = keys[start : start + self._settings.rows_max]
+                job = partial(self._mover.move, partition, move.source, move.target, move.reason, part)
+                if not self._lanes[partition].offer(job):
+                    self.dropped += len(part)
+
+    def _still(self, tier: TierName, partition: int, identifier: str, version: int) -> bool:
+        entry = self._index.find(identifier)
+        return entry is not None and (entry.version, entry.home, entry.partition) == (version, tier, partition)

@@ -1,0 +1,80 @@
+"""A lane: the ordered executor of one partition's changes (R4). One job at a time, in the order submitted.
+
+Jobs are advice carried out: a full lane refuses more (the advice comes again), a tier that is unwell costs the job and
+not the lane. Any other error ends the process (R9). A lane that is stopped finishes the job it has begun.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+import structlog
+
+from tiers.errors import IsothermError
+
+log = structlog.get_logger()
+
+Job = Callable[[], Awaitable[object]]
+
+
+class Lane:
+    """`offer` and `perform` hand in jobs; `run` executes them until stopped."""
+
+    def __init__(self, partition: int, jobs_max: int) -> None:
+        self.partition = partition
+        self.name = f"lane-{partition}"
+        self._jobs: asyncio.Queue[Job] = asyncio.Queue(jobs_max)
+        self.stalls = 0
+
+    @property
+    def waiting(self) -> int:
+        """Jobs not yet begun."""
+        return self._jobs.qsize()
+
+    def offer(self, job: Job) -> bool:
+        """Queue a job if there is room; says whether there was."""
+        if self._jobs.full():
+            return False
+        self._jobs.put_nowait(job)
+        return True
+
+    async def perform(self, job: Job) -> None:
+        """Queue a job, wait until it is done, and raise what it raises."""
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+        async def report() -> None:
+            try:
+                await job()
+            except IsothermError as error:
+                if not done.done():
+                    done.set_exception(error)
+            else:
+                if not done.done():
+                    done.set_result(None)
+
+        await self._jobs.put(report)
+        await done
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Execute jobs until stopped. The stop is looked at between jobs only: a job begun is finished."""
+        stopped = asyncio.ensure_future(stop.wait())
+        try:
+            while not stop.is_set():
+                next_job = asyncio.ensure_future(self._jobs.get())
+                await asyncio.wait({next_job, stopped}, return_when=asyncio.FIRST_COMPLETED)
+                if not next_job.done():
+                    next_job.cancel()
+                    return
+                await self._execute(next_job.result())
+        finally:
+            stopped.cancel()
+
+    async def _execute(self, job: Job) -> None:
+        try:
+            await job()
+        except IsothermError as error:
+            if not error.retriable:
+                raise
+            self.stalls += 1
+            log.warning("move.stalled", partition=self.partition, error=str(error), stalls=self.stalls)

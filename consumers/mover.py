@@ -1,0 +1,204 @@
+"""Moves rows down, in the one order that loses nothing and shows nothing twice (R4).
+
+    queue the target rows -> read source -> store target -> receipt -> publish the change
+    -> rewrite the home (superseded meanwhile: the target row stays queued) -> evict the source
+
+Every method runs in its partition's lane, and a lane goes on only when every request was answered. What is physically
+somewhere without being a home is in the index's queue until its eviction is answered.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol
+
+import numpy as np
+import pyarrow as pa
+import structlog
+
+from consumers.watermark import Watermark
+from producers.changes import Changes
+from tiers import record
+from tiers.errors import TierFull, TierUnavailable
+from tiers.index import Index
+from tiers.record import Int64s
+from tiers.tier import NO_SLOT, Location, Receipt, Tier, TierName
+
+log = structlog.get_logger()
+
+
+class Rewrite(Protocol):
+    """What a rewritten archive says: how many rows went, and where the others lie now."""
+
+    dropped: int
+    ids: Sequence[str]
+    versions: Int64s
+    old_slots: Int64s
+    new_slots: Int64s
+
+
+class Rewrites(Protocol):
+    """Glacier's own ability: drop rows by rewriting the files that hold them."""
+
+    async def rewrite(self, partition: int, drop: Sequence[Location]) -> Rewrite:
+        """Drop exactly these rows, durably, in one commit."""
+
+
+class Mover:
+    """Effects of R3, R4 and R5. `watermarks` and `committed` are by partition."""
+
+    def __init__(
+        self,
+        index: Index,
+        tiers: Mapping[TierName, Tier],
+        changes: Changes,
+        shape: pa.Schema,
+        watermarks: Mapping[int, Watermark],
+        committed: Callable[[int], int],
+    ) -> None:
+        self._index, self._tiers, self._changes, self._shape = index, tiers, changes, shape
+        self._watermarks, self._committed = watermarks, committed
+        self.moved: dict[tuple[str, str], int] = {}
+
+    async def move(
+        self, partition: int, source: TierName, target: TierName, reason: str, keys: Sequence[tuple[str, int]]
+    ) -> int:
+        """Demote these (id, version) if they are still at home in `source`; returns how many moved."""
+        sources = self._at_home(source, keys)
+        if not sources:
+            return 0
+        pending = [Location(where.id, where.version, partition, NO_SLOT) for where in sources]
+        pending = [where for where in pending if self._index.queue.add(target, where)]
+        try:
+            batch, sources = await self._read(source, sources)
+            if not sources:
+                self._unqueue(target, pending)
+                return 0
+            receipt = await self._tiers[target].store(batch)
+        except (TierFull, TierUnavailable):  # by their contract nothing was stored
+            self._unqueue(target, pending)
+            raise
+        assert np.array_equal(receipt.versions, receipt.held), "a tier below held a newer version than the index knew"
+        stored = _stored(receipt, partition)
+        for where in stored:
+            self._index.queue.add(target, where)
+        if target != TierName.WARM:  # warm's rows have no slot: pending and stored are the same key
+            self._unqueue(target, pending)
+        await self._changes.publish(partition, source, target, reason, receipt.ids, receipt.versions)
+        moved = self._rewrite_home(source, target, batch, receipt, stored, sources)
+        evicted = await self._evict(source, partition, sources, receipt)
+        self.moved[source.word, target.word] = self.moved.get((source.word, target.word), 0) + moved
+        log.info(
+            "batch.moved", partition=partition, source=source.word, target=target.word, rows=moved, evicted=evicted
+        )
+        return moved
+
+    def _at_home(self, tier: TierName, keys: Sequence[tuple[str, int]]) -> list[Location]:
+        found: list[Location] = []
+        for identifier, version in dict.fromkeys(keys):
+            entry = self._index.find(identifier)
+            if entry is not None and entry.version == version and entry.home == tier:
+                found.append(Location(identifier, version, entry.partition, entry.slot))
+        return found
+
+    async def _read(self, source: TierName, sources: list[Location]) -> tuple[pa.RecordBatch, list[Location]]:
+        """Return the rows as a batch; one that was superseded since (hot drops it at once) is left out."""
+        rows = await self._tiers[source].get(sources)
+        kept = [(row, where) for row, where in zip(rows, sources, strict=True) if row is not None]
+        return record.to_batch([row for row, _ in kept], self._shape), [where for _, where in kept]
+
+    def _rewrite_home(
+        self,
+        source: TierName,
+        target: TierName,
+        batch: pa.RecordBatch,
+        receipt: Receipt,
+        stored: list[Location],
+        sources: list[Location],
+    ) -> int:
+        """One loop step: the target rows become homes, the source rows become queued."""
+        vectors = record.vectors_of(batch)
+        same = self._index.relocate(target, receipt.ids, receipt.versions, receipt.slots, vectors)
+        for at in np.flatnonzero(same).tolist():
+            self._index.queue.remove(target, stored[at])
+            if source != TierName.HOT:
+                self._index.queue.add(source, sources[at])
+        if source == TierName.HOT:
+            self._watermarks[sources[0].partition].settle(record.offsets(receipt.versions[same]))
+        return int(same.sum())
+
+    async def _evict(self, tier: TierName, partition: int, keys: Sequence[Location], receipt: Receipt | None) -> int:
+        """Evict rows that are no home, and take them out of the queue once answered.
+
+        Looked at again here, in the lane: a row that has become the home meanwhile only leaves the queue (R3).
+        """
+        gone = [where for where in keys if not self._is_home(tier, where)]
+        evicted = 0
+        if gone:
+            evicted = await self._tiers[tier].evict(gone, receipt)
+        self._unqueue(tier, keys)
+        return evicted
+
+    def _is_home(self, tier: TierName, where: Location) -> bool:
+        entry = self._index.find(where.id)
+        return entry is not None and (entry.version, entry.home, entry.slot) == (where.version, tier, where.slot)
+
+    def _unqueue(self, tier: TierName, keys: Sequence[Location]) -> None:
+        for where in keys:
+            self._index.queue.remove(tier, where)
+
+    async def evict_queued(self, partition: int, tier: TierName, limit: int) -> int:
+        """Evict up to `limit` superseded rows of a partition from warm or cold (glacier's go by `compact`)."""
+        waiting = self._index.queue.list(partition, tier, limit)
+        return await self._evict(tier, partition, waiting, None) if waiting else 0
+
+    async def rewrite_glacier(self, partition: int, drop: Sequence[Location]) -> int:
+        """Drop rows from glacier and follow the others to where the new files hold them."""
+        glacier: Rewrites = self._tiers[TierName.GLACIER]  # type: ignore[assignment]
+        done = await glacier.rewrite(partition, drop)
+        self._index.relocate_slots(TierName.GLACIER, done.ids, done.versions, done.old_slots, done.new_slots)
+        return done.dropped
+
+    async def compact(self, partition: int, limit: int) -> int:
+        """Drop superseded rows and finished tombstones of a partition from glacier, in one commit (R5)."""
+        waiting = self._index.queue.list(partition, TierName.GLACIER, limit)
+        drop = [where for where in waiting if not self._is_home(TierName.GLACIER, where)]
+        tombstones = self._finished_tombstones(partition, drop, limit)
+        everything = [*drop, *tombstones]
+        if not everything:
+            self._unqueue(TierName.GLACIER, waiting)
+            return 0
+        if tombstones:
+            versions = np.array([where.version for where in tombstones], np.int64)
+            ids = [where.id for where in tombstones]
+            await self._changes.publish(partition, TierName.GLACIER, None, "tombstone", ids, versions)
+        dropped = await self.rewrite_glacier(partition, everything)
+        self._index.drop((where.id, where.version) for where in tombstones)
+        self._unqueue(TierName.GLACIER, waiting)
+        log.info("archive.compacted", partition=partition, dropped=dropped, tombstones=len(tombstones))
+        return dropped
+
+    def _finished_tombstones(self, partition: int, dropping: Sequence[Location], limit: int) -> list[Location]:
+        """Return tombstones at home in glacier of which nothing else is anywhere, and which no replay can meet (R5)."""
+        dropped_too = {(where.id, where.version) for where in dropping}
+        committed = self._committed(partition)
+        found: list[Location] = []
+        for segment in self._index.segments():
+            n = segment.count
+            rows = segment.alive[:n] & segment.deleted[:n] & (segment.home[:n] == TierName.GLACIER)
+            rows &= (segment.partition[:n] == partition) & (record.offsets(segment.version[:n]) < committed)
+            for row in np.flatnonzero(rows).tolist()[: limit - len(found)]:
+                entry = segment.entry(row)
+                others = self._index.queue.of(entry.id)
+                if all(key.tier == TierName.GLACIER and (key.id, key.version) in dropped_too for key in others):
+                    found.append(Location(entry.id, entry.version, partition, entry.slot))
+        return found
+
+
+def _stored(receipt: Receipt, partition: int) -> list[Location]:
+    """Return where the rows of a receipt lie now."""
+    slots = receipt.slots.tolist()
+    return [
+        Location(identifier, version, partition, slot)
+        for identifier, version, slot in zip(receipt.ids, receipt.versions.tolist(), slots, strict=True)
+    ]

@@ -1,0 +1,151 @@
+"""The only poll loop: one aiokafka consumer over the node's partitions of memories, access and age.
+
+Its settings are frozen, because the defaults lose data (reliability §1): assigned partitions, no auto-commit, no
+automatic reset, `getmany` only. Positions are ours: memories start at the committed watermark, advice at the end. While
+a partition is paused polling goes on. Whatever is unexpected is raised and ends the process.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from types import TracebackType
+from typing import Protocol, Self
+
+import structlog
+from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka.errors import KafkaConnectionError
+from aiokafka.structs import ConsumerRecord, OffsetAndMetadata
+
+from producers.events import Message
+from producers.publisher import KafkaSettings, missing
+from tiers.errors import SettingsError, TierFull
+
+log = structlog.get_logger()
+
+POLL_MS = 100  # bounds how late a stop is seen; data is handed over as soon as there is any
+RECORDS_MAX = 2_000  # messages a poll; with the fetch size it bounds what is decoded in one step
+FETCH_BYTES = 8 * 1024 * 1024
+
+
+class Handler(Protocol):
+    """What applies messages of one topic."""
+
+    async def apply(self, partition: int, messages: Sequence[Message]) -> None:
+        """Apply messages of one partition, in order; TierFull with nothing changed asks for a pause."""
+
+
+class Room(Protocol):
+    """What says whether a paused partition may go on."""
+
+    def room(self, partition: int) -> int:
+        """Return how many rows fit."""
+
+
+class Reader:
+    """Polls `topics` (name to handler) on the owned partitions; `memories` is the topic with committed offsets."""
+
+    name = "reader"
+
+    def __init__(
+        self,
+        settings: KafkaSettings,
+        partitions: Sequence[int],
+        memories: str,
+        handlers: Mapping[str, Handler],
+        room: Room,
+        resume_rows: int,
+    ) -> None:
+        self._settings, self._memories, self._handlers = settings, memories, handlers
+        self._partitions, self._room, self._resume_rows = list(partitions), room, resume_rows
+        self.paused: set[int] = set()
+        self._next: dict[int, int] = {}  # memories: the offset after the last one applied
+        self._consumer = AIOKafkaConsumer(
+            bootstrap_servers=settings.bootstrap,
+            group_id=f"{settings.prefix}.node",
+            enable_auto_commit=False,
+            auto_offset_reset="none",
+            max_poll_records=RECORDS_MAX,
+            fetch_max_bytes=FETCH_BYTES,
+            isolation_level="read_committed",
+        )
+
+    async def __aenter__(self) -> Self:
+        """Connect and take the partitions; ServiceMissing when the broker does not answer."""
+        try:
+            await self._consumer.start()
+        except KafkaConnectionError as error:
+            raise missing(self._settings.bootstrap) from error
+        self._consumer.assign([TopicPartition(topic, p) for topic in self._handlers for p in self._partitions])
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Disconnect without committing."""
+        await self._consumer.stop()
+
+    async def seek(self) -> tuple[dict[int, int], dict[int, int]]:
+        """Go to where reading starts; returns (start, end) offsets of memories by partition.
+
+        SettingsError when the committed offset is not in the log any more, or not yet: the log is another one.
+        """
+        memories = [TopicPartition(self._memories, p) for p in self._partitions]
+        begins = await self._consumer.beginning_offsets(memories)
+        ends = await self._consumer.end_offsets(memories)
+        starts: dict[int, int] = {}
+        for tp in memories:
+            committed = await self._consumer.committed(tp)
+            start = begins[tp] if committed is None else committed
+            if not begins[tp] <= start <= ends[tp]:
+                raise SettingsError(
+                    f"{tp.topic}[{tp.partition}]: the committed offset {start} is outside the log "
+                    f"[{begins[tp]}, {ends[tp]}]: it was truncated or created anew. Restore the topic, or start with an "
+                    "empty data directory and another kafka.prefix"
+                )
+            self._consumer.seek(tp, start)
+            starts[tp.partition] = start
+        advice = [TopicPartition(t, p) for t in self._handlers if t != self._memories for p in self._partitions]
+        if advice:
+            for tp, end in (await self._consumer.end_offsets(advice)).items():
+                self._consumer.seek(tp, end)
+        return starts, {tp.partition: ends[tp] for tp in memories}
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Poll until stopped."""
+        while not stop.is_set():
+            found = await self._consumer.getmany(timeout_ms=POLL_MS)
+            for tp, records in found.items():
+                await self._handle(tp, records)
+            self._resume()
+
+    async def _handle(self, tp: TopicPartition, records: list[ConsumerRecord]) -> None:
+        messages = [Message(r.key, r.value, r.headers, r.timestamp, r.offset) for r in records]
+        try:
+            await self._handlers[tp.topic].apply(tp.partition, messages)
+            if tp.topic == self._memories:
+                self._next[tp.partition] = messages[-1].offset + 1
+        except TierFull:
+            self._consumer.pause(tp)
+            self._consumer.seek(tp, messages[0].offset)
+            self.paused.add(tp.partition)
+            log.warning("partition.paused", partition=tp.partition, offset=messages[0].offset)
+
+    def _resume(self) -> None:
+        """Let partitions go on that have room again; the distance to the pause keeps it from flapping."""
+        for partition in list(self.paused):
+            if self._room.room(partition) >= self._resume_rows:
+                self._consumer.resume(TopicPartition(self._memories, partition))
+                self.paused.discard(partition)
+                log.info("partition.resumed", partition=partition)
+
+    async def commit(self, offsets: Mapping[int, int]) -> None:
+        """Commit watermarks of memories and wait for the answer (R2)."""
+        await self._consumer.commit(
+            {TopicPartition(self._memories, p): OffsetAndMetadata(offset, "") for p, offset in offsets.items()}
+        )
+
+    def behind(self, partition: int) -> bool:
+        """Say whether the log held more than was handed out when it was last fetched from."""
+        highwater = self._consumer.highwater(TopicPartition(self._memories, partition))
+        return partition in self.paused or (highwater is not None and self._next.get(partition, highwater) < highwater)

@@ -1,0 +1,115 @@
+"""The change feed for downstream users: an async iterator over the changes topic, resumable, repeats dropped."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Mapping
+from typing import NamedTuple
+
+from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka.errors import KafkaConnectionError
+
+from producers import events
+from producers.events import Change
+from producers.publisher import KafkaSettings, missing
+from tiers.errors import InvalidRecord
+
+REMEMBERED = 100_000  # home moves kept to recognise a repeat
+
+
+class Announced(NamedTuple):
+    """One change and where it stands; `cursor` resumes after it."""
+
+    change: Change
+    partition: int
+    offset: int
+    cursor: str
+
+
+def encode_cursor(positions: Mapping[int, int]) -> str:
+    """Return next offsets by partition as text ("0:12,1:7")."""
+    return ",".join(f"{partition}:{offset}" for partition, offset in sorted(positions.items()))
+
+
+def decode_cursor(text: str) -> dict[int, int]:
+    """Return what `encode_cursor` wrote; InvalidRecord("cursor") otherwise."""
+    try:
+        pairs = [part.split(":") for part in text.split(",")]
+        return {int(partition): int(offset) for partition, offset in pairs}
+    except ValueError as error:
+        raise InvalidRecord("cursor", "the cursor is not one that this feed gave") from error
+
+
+async def subscribe_changes(
+    settings: KafkaSettings | None = None, *, start: str = "end", idle_ms: int | None = None
+) -> AsyncIterator[Announced]:
+    """Yield changes as they are announced, in order within a partition.
+
+    `start` is "beginning", "end" or a cursor. With `idle_ms` the iterator ends when nothing came for so long.
+    A home move announced twice (delivery is at least once) is yielded once. ServiceMissing, InvalidRecord.
+    """
+    settings = settings if settings is not None else KafkaSettings.from_environment()
+    consumer = AIOKafkaConsumer(
+        bootstrap_servers=settings.bootstrap, enable_auto_commit=False, auto_offset_reset="none", group_id=None
+    )
+    try:
+        await consumer.start()
+    except KafkaConnectionError as error:
+        raise missing(settings.bootstrap) from error
+    try:
+        topic = events.Topics.under(settings.prefix).changes
+        positions = await _seek(consumer, topic, settings.partitions, start)
+        seen: OrderedDict[tuple[str, str, str | None], None] = OrderedDict()
+        while True:
+            found = await consumer.getmany(timeout_ms=idle_ms if idle_ms is not None else 1_000)
+            if not found and idle_ms is not None:
+                return
+            for tp, records in found.items():
+                for message in records:
+                    positions[tp.partition] = message.offset + 1
+                    change = _unrepeated(events.decode_change(message.value), seen)
+                    if change is not None:
+                        yield Announced(change, tp.partition, message.offset, encode_cursor(positions))
+    finally:
+        await consumer.stop()
+
+
+async def _seek(consumer: AIOKafkaConsumer, topic: str, partitions: int, start: str) -> dict[int, int]:
+    """Assign all partitions and go to `start`; returns the next offset of each."""
+    assigned = [TopicPartition(topic, number) for number in range(partitions)]
+    consumer.assign(assigned)
+    begins = await consumer.beginning_offsets(assigned)
+    ends = await consumer.end_offsets(assigned)
+    if start in ("beginning", "end"):
+        chosen = {tp.partition: offset for tp, offset in (begins if start == "beginning" else ends).items()}
+    else:
+        chosen = decode_cursor(start)
+        if any(not begins[tp] <= chosen.get(tp.partition, -1) <= ends[tp] for tp in assigned):
+            raise InvalidRecord("cursor", "the cursor points outside the feed: start at the beginning or the end")
+    for tp in assigned:
+        consumer.seek(tp, chosen[tp.partition])
+    return chosen
+
+
+def _unrepeated(change: Change, seen: OrderedDict[tuple[str, str, str | None], None]) -> Change | None:
+    """Return the change without ids whose latest known home move was this very one; None when nothing is left."""
+    if change.kind != "home":
+        return change
+    keys = [(i, v, change.target) for i, v in zip(change.ids, change.versions, strict=True)]
+    new = [at for at, key in enumerate(keys) if key not in seen]
+    for at in new:
+        seen[keys[at]] = None
+    while len(seen) > REMEMBERED:
+        seen.popitem(last=False)
+    if not new:
+        return None
+    return Change(
+        kind=change.kind,
+        source=change.source,
+        target=change.target,
+        reason=change.reason,
+        policy=change.policy,
+        at=change.at,
+        ids=[change.ids[at] for at in new],
+        versions=[change.versions[at] for at in new],
+    )

@@ -1,0 +1,62 @@
+"""Background work that no event asks for: evicting superseded rows, compacting glacier, the index's own segments.
+
+Offered to each partition's lane, so that it never runs beside a move of the same partition.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
+
+from consumers.demote import MoveSettings
+from consumers.lane import Lane
+from consumers.mover import Mover
+from tiers.index import Index
+from tiers.tier import TierName
+
+
+class Upkeep:
+    """`run` looks every `upkeep_ms`; `step` is one look. `vacuum` unlinks files that no reader can hold any more."""
+
+    name = "upkeep"
+
+    def __init__(
+        self,
+        settings: MoveSettings,
+        index: Index,
+        mover: Mover,
+        lanes: Mapping[int, Lane],
+        vacuum: Callable[[], Awaitable[object]],
+        now_ms: Callable[[], int],
+    ) -> None:
+        self._settings, self._index, self._mover, self._lanes = settings, index, mover, lanes
+        self._vacuum, self._now_ms = vacuum, now_ms
+        self._compacted: dict[int, int] = {}
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Look until stopped."""
+        while not stop.is_set():
+            try:
+                async with asyncio.timeout(self._settings.upkeep_ms / 1000):
+                    await stop.wait()
+            except TimeoutError:
+                self.step()
+
+    def step(self) -> None:
+        """Offer each lane what its partition needs now; a lane that is full gets it at the next look."""
+        self._index.compact()
+        limit = self._settings.rows_max
+        for partition, lane in self._lanes.items():
+            for tier in (TierName.WARM, TierName.COLD):
+                if self._index.queue.list(partition, tier, 1):
+                    lane.offer(partial(self._mover.evict_queued, partition, tier, limit))
+            waited_ms = self._now_ms() - self._compacted.setdefault(partition, self._now_ms())
+            full = self._index.queue.count(partition, TierName.GLACIER) >= self._settings.compact_rows
+            if full or waited_ms >= self._settings.compact_s * 1000:
+                self._compacted[partition] = self._now_ms()
+                lane.offer(partial(self._compact, partition))
+
+    async def _compact(self, partition: int) -> None:
+        await self._mover.compact(partition, self._settings.rows_max * 8)
+        await self._vacuum()

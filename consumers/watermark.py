@@ -1,0 +1,58 @@
+"""The watermark of one partition: the first offset of its oldest dirty run (R2). Pure arithmetic.
+
+A run is what one poll brought: offsets [first, end) and how many rows of it are still dirty. Only the watermark is
+ever committed; after a crash everything from there on is replayed.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from tiers.record import Int64s
+
+
+class Watermark:
+    """Runs are opened in offset order; `settle` says that rows are durable elsewhere, superseded, or dead letters."""
+
+    def __init__(self, start: int) -> None:
+        self._firsts: list[int] = []
+        self._dirty: list[int] = []
+        self._end = start
+
+    def __repr__(self) -> str:
+        return f"<Watermark {self.value} of {self._end}, {self.dirty} rows dirty>"
+
+    @property
+    def value(self) -> int:
+        """The offset below which nothing depends on the log any more."""
+        return self._firsts[0] if self._firsts else self._end
+
+    @property
+    def end(self) -> int:
+        """The offset after the last one ingested."""
+        return self._end
+
+    @property
+    def dirty(self) -> int:
+        """How many rows only the log makes durable."""
+        return sum(self._dirty)
+
+    def open(self, first: int, end: int, dirty: int) -> None:
+        """Add the run [first, end) of which `dirty` rows are not durable yet; first is at least the last end."""
+        assert self._end <= first < end, f"run [{first}, {end}) after {self._end}"
+        self._end = end
+        if dirty:
+            self._firsts.append(first)
+            self._dirty.append(dirty)
+
+    def settle(self, offsets: Int64s) -> None:
+        """Take rows at these offsets out of their runs; each row is settled exactly once."""
+        if not len(offsets):
+            return
+        runs = np.searchsorted(self._firsts, offsets, side="right") - 1
+        assert runs.min() >= 0, "a row below the watermark was settled again"
+        for run, count in zip(*map(np.ndarray.tolist, np.unique(runs, return_counts=True)), strict=True):
+            self._dirty[run] -= count
+            assert self._dirty[run] >= 0, "more rows were settled than were dirty"
+        clean = next((at for at, dirty in enumerate(self._dirty) if dirty), len(self._dirty))
+        del self._firsts[:clean], self._dirty[:clean]

@@ -1,0 +1,240 @@
+"""Wires a node: opens everything in order, then supervises its services; closes in reverse.
+
+    lock -> manifest -> topics -> open tiers -> lease -> raise the epoch in warm and glacier -> rebuild the index
+    -> read the committed offsets -> replay -> ready
+
+A service that fails, or ends before it was told to, ends the process (R9); the next start heals by replay (R1, R2).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+import msgspec
+import numpy as np
+import pyarrow as pa
+import structlog
+
+from consumers.clearing import Clearing
+from consumers.commit import Commit
+from consumers.demote import Demote
+from consumers.heat import Heat
+from consumers.ingest import Ingest
+from consumers.lane import Lane
+from consumers.lease import Lease
+from consumers.mover import Mover
+from consumers.reader import RECORDS_MAX, Reader
+from consumers.upkeep import Upkeep
+from consumers.watermark import Watermark
+from pipeline.embed import load_embedder
+from pipeline.manifest import DataDirectory, Manifest
+from pipeline.settings import Settings
+from pipeline.topics import ensure_topics
+from producers.access import Access
+from producers.age import AgeMonitor
+from producers.changes import Changes
+from producers.events import Embed, EventDecoder, Topics
+from producers.memories import MemoryProducer
+from producers.publisher import Publisher
+from tiers import record
+from tiers.cold import ColdMemory
+from tiers.glacier import GlacierMemory
+from tiers.hot import HotMemory
+from tiers.index import Index
+from tiers.tier import Location, Tier, TierName, Usage
+from tiers.warm import WarmMemory
+from tiers.worker import SerialExecutor
+
+log = structlog.get_logger()
+
+
+class Service(Protocol):
+    """Something that runs until told to stop."""
+
+    name: str
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Run; returning before `stop` is an error."""
+
+
+def now_ms() -> int:
+    """Return the wall clock in ms since 1970, the one clock of the wiring (parts take it as an argument)."""
+    return time.time_ns() // 1_000_000
+
+
+@dataclass(slots=True)
+class Node:
+    """The parts of a running node, open and rebuilt; `services` are what `supervise` runs."""
+
+    settings: Settings
+    manifest: Manifest
+    index: Index
+    tiers: dict[TierName, Tier]
+    publisher: Publisher
+    producer: MemoryProducer
+    topics: Topics
+    reader: Reader
+    ingest: Ingest
+    mover: Mover
+    commit: Commit
+    access: Access
+    clearing: Clearing
+    lanes: dict[int, Lane]
+    search_pool: SerialExecutor
+    embed: Embed | None
+    services: list[Service] = field(default_factory=list)
+
+    def replaying(self) -> list[int]:
+        """Return the partitions that do not answer yet (R7)."""
+        return [partition for partition in self.lanes if not self.ingest.ready(partition)]
+
+    async def usages(self) -> dict[TierName, Usage]:
+        """Return the usage of every tier."""
+        return {name: await tier.usage() for name, tier in self.tiers.items()}
+
+
+async def supervise(services: Sequence[Service], stop: asyncio.Event, drain_s: float) -> None:
+    """Run services until `stop`, then give them `drain_s` to end; TimeoutError past it, ExceptionGroup on a crash."""
+
+    async def guarded(service: Service) -> None:
+        await service.run(stop)
+        if not stop.is_set():
+            raise RuntimeError(f"service {service.name} ended before it was told to")
+
+    async with asyncio.timeout(None) as deadline, asyncio.TaskGroup() as group:
+        for service in services:
+            group.create_task(guarded(service), name=service.name)
+        await stop.wait()
+        deadline.reschedule(asyncio.get_running_loop().time() + drain_s)
+
+
+@asynccontextmanager
+async def open_node(settings: Settings) -> AsyncIterator[Node]:
+    """Open a node up to the point where its services can start; everything is closed in reverse at the end."""
+    async with AsyncExitStack() as stack:
+        directory = stack.enter_context(DataDirectory(Path(settings.data)))
+        manifest = directory.manifest(settings)
+        topics = Topics.under(settings.kafka.prefix)
+        publisher = await stack.enter_async_context(Publisher(settings.kafka))
+        await ensure_topics(settings.kafka, topics)
+        shape = record.schema(settings.dim, settings.attributes)
+        index = Index(settings.dim, settings.metric, bytes_limit=settings.index.bytes_limit)
+        hot, warm, cold, glacier = await _open_tiers(stack, settings, shape, index)
+        tiers: dict[TierName, Tier] = {tier.name: tier for tier in (hot, warm, cold, glacier)}
+        owned = settings.owned()
+        floors = {partition: await glacier.epoch(partition) for partition in owned}
+        lease = await Lease.acquire(
+            warm.client, settings.warm.prefix, owned, manifest.node, floors, settings.node.lease_ttl_s
+        )
+        stack.push_async_callback(lease.release)
+        for partition, epoch in lease.epochs.items():
+            await warm.raise_epoch(partition, epoch)
+            await glacier.raise_epoch(partition, epoch)
+        twice = await rebuild(index, [warm, cold, glacier], settings.kafka.partitions)
+        changes = Changes(publisher, topics.changes, now_ms)
+        await announce(changes, twice)
+        embed = load_embedder(settings.embedder, settings.dim)
+        watermarks: dict[int, Watermark] = {}
+        ingest = Ingest(
+            EventDecoder(settings.dim, settings.attributes, embed),
+            shape,
+            hot,
+            index,
+            publisher,
+            topics,
+            changes,
+            epoch=manifest.epoch,
+            partitions=settings.kafka.partitions,
+            watermarks=watermarks,
+            now_ms=now_ms,
+        )
+        ingest.cleared_below = {int(partition): offset for partition, offset in manifest.cleared_below.items()}
+        heat = Heat(index, settings.policy.heat_half_life_s)
+        lanes = {partition: Lane(partition, settings.move.lane_jobs_max) for partition in owned}
+        mover = Mover(index, tiers, changes, shape, watermarks, lambda partition: commit.acknowledged(partition))
+
+        async def usages() -> Mapping[TierName, Usage]:
+            return {name: await tier.usage() for name, tier in tiers.items()}
+
+        demote = Demote(settings.move, settings.policy, index, mover, lanes, usages)
+        handlers = {topics.memories: ingest, topics.access: heat, topics.age: demote}
+        resume_rows = min(2 * RECORDS_MAX, settings.hot.capacity_rows // 4)
+        reader = Reader(settings.kafka, owned, topics.memories, handlers, ingest, resume_rows)
+        await stack.enter_async_context(reader)
+        starts, ends = await reader.seek()
+        watermarks |= {partition: Watermark(start) for partition, start in starts.items()}
+        ingest.replay_until = ends
+        commit = Commit(settings.commit, reader, lease, watermarks)
+        log.info("node.opened", partitions=len(owned), index=len(index), start=starts, end=ends)
+
+        def remember(partition: int, offset: int) -> None:
+            manifest.cleared_below[str(partition)] = offset
+            directory.save(manifest)
+
+        access = Access(settings.access, publisher, topics.access, settings.kafka.partitions, now_ms)
+        search_pool = SerialExecutor("search", settings.index.search_threads)
+        stack.callback(search_pool.close)
+        monitor = AgeMonitor(settings.age, settings.policy, index, usages, publisher, topics.age, now_ms)
+        upkeep = Upkeep(settings.move, index, mover, lanes, glacier.vacuum, now_ms)
+        node = Node(
+            settings=settings,
+            manifest=manifest,
+            index=index,
+            tiers=tiers,
+            publisher=publisher,
+            producer=MemoryProducer(settings.kafka, publisher, epoch=manifest.epoch),
+            topics=topics,
+            reader=reader,
+            ingest=ingest,
+            mover=mover,
+            commit=commit,
+            access=access,
+            clearing=Clearing(index, tiers, hot, mover, changes, ingest, commit, lanes, remember),
+            lanes=lanes,
+            search_pool=search_pool,
+            embed=embed,
+            services=[reader, *lanes.values(), monitor, access, commit, upkeep, lease],
+        )
+        yield node
+        await commit.step()  # reached only after an orderly stop: lanes are quiet, the last watermark is true
+
+
+async def _open_tiers(
+    stack: AsyncExitStack, settings: Settings, shape: pa.Schema, index: Index
+) -> tuple[HotMemory, WarmMemory, ColdMemory, GlacierMemory]:
+    """Open the four tiers on the shared index; cold and glacier lie under `data` unless told otherwise."""
+    data, count = Path(settings.data), settings.kafka.partitions
+    cold_settings = msgspec.structs.replace(settings.cold, path=settings.cold.path or str(data / "cold"))
+    glacier_settings = msgspec.structs.replace(settings.glacier, path=settings.glacier.path or str(data / "glacier"))
+    hot = await HotMemory.open(settings.hot, shape, partitions=count, index=index)
+    stack.push_async_callback(hot.cleanup)
+    warm = await WarmMemory.open(settings.warm, shape, partitions=count, index=index)
+    stack.push_async_callback(warm.cleanup)
+    cold = await ColdMemory.open(cold_settings, shape, partitions=count, index=index)
+    stack.push_async_callback(cold.cleanup)
+    glacier = await GlacierMemory.open(glacier_settings, shape, partitions=count, index=index)
+    stack.push_async_callback(glacier.cleanup)
+    return hot, warm, cold, glacier
+
+
+async def rebuild(index: Index, below: Sequence[Tier], partitions: int) -> list[tuple[TierName, TierName, Location]]:
+    """Fill the index from the tiers below hot, top down; returns (above, tier, row) for rows found in two."""
+    twice: list[tuple[TierName, TierName, Location]] = []
+    for tier in below:
+        found = await index.load(tier, partitions, now_ms())
+        twice += [(above, tier.name, where) for above, where in found]
+        log.info("tier.loaded", tier=tier.name.word, rows=index.rows(tier.name), twice=len(found))
+    return twice
+
+
+async def announce(changes: Changes, twice: Sequence[tuple[TierName, TierName, Location]]) -> None:
+    """Announce moves that the life before stored, and perhaps did not live to announce."""
+    for above, tier, where in twice:
+        versions = np.array([where.version], np.int64)
+        await changes.publish(where.partition, above, tier, "recovered", [where.id], versions)

@@ -1,0 +1,94 @@
+"""What a data directory was made for, frozen on first start, and the lock that keeps a second process out of it."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import uuid
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import msgspec
+
+from pipeline.settings import Settings
+from tiers.errors import ServiceMissing, SettingsError
+
+FROZEN = ("prefix", "partitions", "dim", "metric", "attributes")
+
+
+class Manifest(msgspec.Struct, kw_only=True):
+    """`epoch` names the incarnation of the log; `cleared_below` are offsets of hot rows an operator cleared."""
+
+    node: str
+    prefix: str
+    partitions: int
+    dim: int
+    metric: str
+    attributes: dict[str, str]
+    epoch: int = 0
+    cleared_below: dict[str, int] = {}
+
+
+class DataDirectory:
+    """A locked data directory and its manifest. Use as a context manager."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._lock = -1
+
+    def __enter__(self) -> Self:
+        """Create the directory and lock it; ServiceMissing when another process holds it."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        self._lock = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            os.close(self._lock)
+            raise ServiceMissing(
+                f"the data directory {self.path} is in use by another node; stop it, or name another with `data`"
+            ) from error
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Release the lock."""
+        os.close(self._lock)
+
+    def manifest(self, settings: Settings) -> Manifest:
+        """Return the manifest, made now if there is none; SettingsError when a frozen setting has changed."""
+        made = Manifest(
+            node=str(uuid.uuid4()),
+            prefix=settings.kafka.prefix,
+            partitions=settings.kafka.partitions,
+            dim=settings.dim,
+            metric=settings.metric,
+            attributes=dict(settings.attributes),
+        )
+        file = self.path / "manifest.json"
+        if not file.exists():
+            self.save(made)
+            return made
+        found = msgspec.json.decode(file.read_bytes(), type=Manifest)
+        for name in FROZEN:
+            if getattr(found, name) != getattr(made, name):
+                raise SettingsError(
+                    f"{name} = {getattr(made, name)!r}, but {self.path} was made with {getattr(found, name)!r}; it is "
+                    "frozen on first start: restore it, or start with an empty data directory and another prefix"
+                )
+        return found
+
+    def save(self, manifest: Manifest) -> None:
+        """Write the manifest so that a crash leaves the old or the new one."""
+        file, fresh = self.path / "manifest.json", self.path / "manifest.json.new"
+        with fresh.open("wb") as out:
+            out.write(msgspec.json.format(msgspec.json.encode(manifest)))
+            out.flush()
+            os.fsync(out.fileno())
+        fresh.replace(file)
+        directory = os.open(self.path, os.O_RDONLY)
+        try:
+            os.fsync(directory)
+        finally:
+            os.close(directory)

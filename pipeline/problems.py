@@ -1,0 +1,47 @@
+"""Errors as RFC 9457 problem objects with a stable `type`; never a stack trace."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+import structlog
+from starlette.requests import Request
+from starlette.responses import Response
+
+from tiers.errors import (
+    InvalidRecord,
+    IsothermError,
+    LogUnavailable,
+    NotYet,
+    Replaying,
+    TierError,
+)
+
+log = structlog.get_logger()
+
+MEDIA_TYPE = "application/problem+json"
+_STATUS: tuple[tuple[type[IsothermError], int, str], ...] = (
+    (InvalidRecord, 400, "invalid"),
+    (Replaying, 503, "replaying"),
+    (NotYet, 504, "not-yet"),
+    (LogUnavailable, 503, "log-unavailable"),
+    (TierError, 503, "tier-unavailable"),
+)
+
+
+def problem(status: int, kind: str, detail: str, **more: Any) -> Response:
+    """Return a problem response; `kind` ends its `type`."""
+    body = {"type": f"urn:isotherm:{kind}", "title": kind.replace("-", " "), "status": status, "detail": detail, **more}
+    headers = {"Retry-After": "1"} if status == 503 else None
+    return Response(msgspec.json.encode(body), status, headers, MEDIA_TYPE)
+
+
+async def on_error(_: Request, error: Exception) -> Response:
+    """Turn an error that a route raised into its problem object."""
+    for kind, status, name in _STATUS:
+        if isinstance(error, kind):
+            more = {"field": error.reason} if isinstance(error, InvalidRecord) else {}
+            return problem(status, name, str(error), **more)
+    log.error("request.failed", error=repr(error))
+    return problem(500, "internal", "an unexpected error; the node's log says more")

@@ -1,0 +1,88 @@
+"""Runs a node with its gateway: uvicorn embedded in the same loop, signals ours, one orderly stop."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import socket
+from collections.abc import Callable
+
+import structlog
+import uvicorn
+
+from pipeline.manager import MemoryManager
+from pipeline.routes import Gateway
+from pipeline.settings import Settings
+from tiers.errors import ServiceMissing
+
+log = structlog.get_logger()
+
+
+class Server(uvicorn.Server):
+    """uvicorn without its own signal handlers: the node decides when everything stops."""
+
+    def install_signal_handlers(self) -> None:
+        """Install none."""
+
+
+class HttpService:
+    """The gateway as a service of the node; `address` is known once it listens (port 0 picks a free one)."""
+
+    name = "gateway"
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings.gateway
+        family = socket.AF_INET6 if ":" in self._settings.host else socket.AF_INET
+        self._socket = socket.socket(family, socket.SOCK_STREAM)
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            self._socket.bind((self._settings.host, self._settings.port))
+        except OSError as error:
+            self._socket.close()
+            raise ServiceMissing(
+                f"the gateway cannot listen on {self._settings.host}:{self._settings.port} ({error.strerror}); "
+                "stop what does, or set gateway.port (0 picks a free one)"
+            ) from error
+        self.address = f"http://{self._settings.host}:{self._socket.getsockname()[1]}"
+        self.gateway: Gateway | None = None
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Serve until stopped; requests in flight are finished first."""
+        assert self.gateway is not None, "the gateway is attached once the manager is open"
+        config = uvicorn.Config(
+            self.gateway.app, log_config=None, access_log=False, lifespan="off", timeout_graceful_shutdown=5
+        )
+        server = Server(config)
+
+        async def watch() -> None:
+            await stop.wait()
+            assert self.gateway is not None, "attached above"
+            self.gateway.closing = True
+            server.should_exit = True
+
+        async with asyncio.TaskGroup() as group:
+            watcher = group.create_task(watch(), name="gateway-stop")
+            await server.serve(sockets=[self._socket])
+            watcher.cancel()
+
+
+async def serve(settings: Settings, started: Callable[[MemoryManager, str], None] | None = None) -> None:
+    """Run a node and its gateway until SIGTERM or SIGINT; a second signal ends the process at once."""
+    loop = asyncio.get_running_loop()
+    stop = asyncio.Event()
+
+    def on_signal() -> None:
+        if stop.is_set():
+            raise SystemExit(130)
+        stop.set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, on_signal)
+    http = HttpService(settings)
+    async with MemoryManager.open(settings, http) as manager:
+        http.gateway = Gateway(manager)
+        log.info("gateway.listening", address=http.address)
+        if started is not None:
+            started(manager, http.address)
+        await stop.wait()
+        log.info("node.stopping")

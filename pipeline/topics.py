@@ -1,0 +1,49 @@
+"""Makes the topics that are missing and refuses those that do not fit."""
+
+from __future__ import annotations
+
+from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from aiokafka.errors import KafkaConnectionError, TopicAlreadyExistsError, for_code
+
+from producers.events import Topics
+from producers.publisher import KafkaSettings, missing
+from tiers.errors import ServiceMissing, SettingsError
+
+
+async def ensure_topics(settings: KafkaSettings, topics: Topics) -> None:
+    """Create what is missing; SettingsError when a topic has another partition count than `kafka.partitions`.
+
+    The log keeps everything by default (retention.ms = -1): it is the truth of what is not yet durable below (R1).
+    Advice is short-lived: an hour.
+    """
+    admin = AIOKafkaAdminClient(bootstrap_servers=settings.bootstrap)
+    try:
+        await admin.start()
+    except KafkaConnectionError as error:
+        raise missing(settings.bootstrap) from error
+    try:
+        present = set(await admin.list_topics())
+        wanted = [
+            NewTopic(
+                name=name,
+                num_partitions=1 if name == topics.dead_letters else settings.partitions,
+                replication_factor=settings.replication,
+                topic_configs={"retention.ms": "3600000" if name in (topics.access, topics.age) else "-1"},
+            )
+            for name in topics
+            if name not in present
+        ]
+        if wanted:
+            response = await admin.create_topics(wanted)
+            for name, code, *text in response.topic_errors:
+                if code and for_code(code) is not TopicAlreadyExistsError:
+                    raise ServiceMissing(f"Kafka at {settings.bootstrap} did not create topic {name}: {text}")
+        for topic in await admin.describe_topics(list(topics)):
+            count = len(topic["partitions"])
+            if topic["topic"] != topics.dead_letters and topic["error_code"] == 0 and count != settings.partitions:
+                raise SettingsError(
+                    f"kafka.partitions = {settings.partitions}, but topic {topic['topic']} has {count}: a record's "
+                    "partition must never change; set the old number"
+                )
+    finally:
+        await admin.close()

@@ -1,0 +1,85 @@
+"""Folds reads into access events: in memory, bounded, off the read path, lost harmlessly (R11)."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable, Iterable
+
+import msgspec
+import numpy as np
+import pyarrow as pa
+
+from producers import events
+from producers.publisher import Publisher
+from tiers import record
+from tiers.errors import LogUnavailable
+from tiers.tier import Hit
+
+
+class AccessSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Reads are folded for `flush_ms`; beyond `ids_max` distinct ids in that time, further ids are not counted."""
+
+    flush_ms: int = 1_000
+    ids_max: int = 50_000
+
+
+class Access:
+    """`note` is called for every answer; `run` publishes the fold."""
+
+    name = "access"
+
+    def __init__(
+        self, settings: AccessSettings, publisher: Publisher, topic: str, partitions: int, now_ms: Callable[[], int]
+    ) -> None:
+        self._settings, self._publisher, self._topic = settings, publisher, topic
+        self._partitions, self._now_ms = partitions, now_ms
+        self._counts: Counter[str] = Counter()
+        self._last: dict[str, tuple[int, int]] = {}
+        self.uncounted = 0
+
+    def note(self, hits: Iterable[Hit]) -> None:
+        """Count one access of each hit; no I/O."""
+        now = self._now_ms()
+        for hit in hits:
+            identifier = hit.row.id
+            if identifier not in self._last and len(self._last) >= self._settings.ids_max:
+                self.uncounted += 1
+                continue
+            self._counts[identifier] += 1
+            self._last[identifier] = (now, int(hit.tier))
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Flush every `flush_ms` until stopped."""
+        while not stop.is_set():
+            try:
+                async with asyncio.timeout(self._settings.flush_ms / 1000):
+                    await stop.wait()
+            except TimeoutError:
+                await self.flush()
+
+    async def flush(self) -> None:
+        """Publish the fold, one message a partition; what cannot be sent is dropped and counted."""
+        if not self._counts:
+            return
+        counts, last = self._counts, self._last
+        self._counts, self._last = Counter(), {}
+        ids = list(counts)
+        batch = pa.RecordBatch.from_arrays(
+            [
+                pa.array(ids, pa.string()),
+                pa.array([last[i][1] for i in ids], pa.int8()),
+                pa.array(list(counts.values()), pa.int32()),
+                pa.array([last[i][0] for i in ids], pa.int64()),
+            ],
+            schema=events.ACCESS,
+        )
+        partition = record.partitions(batch["id"], self._partitions)
+        try:
+            for number in np.unique(partition).tolist():
+                part = batch.filter(pa.array(partition == number))
+                for start in range(0, part.num_rows, 5_000):
+                    value = events.encode_arrow(part.slice(start, 5_000))
+                    await self._publisher.send(self._topic, value, partition=number)
+        except LogUnavailable:
+            self.uncounted += len(ids)

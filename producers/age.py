@@ -1,0 +1,167 @@
+"""The age monitor: asks the index which rows should leave their tier and says so on the age topic.
+
+It sees the index's columns and decides nothing about where rows go (that is `policy.plan`, in the demotion worker). A
+row it has named is not named again for `ask_again_s`, and at most `rows_max` rows a tier are named each time: that
+bounds what is in flight. Advice may be lost, late or repeated.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from producers import events
+from producers.publisher import Publisher
+from tiers import policy
+from tiers.errors import LogUnavailable
+from tiers.index import Index
+from tiers.policy import PolicySettings
+from tiers.segment import Segment
+from tiers.tier import TierName, Usage
+
+Usages = Callable[[], Awaitable[Mapping[TierName, Usage]]]
+
+
+class AgeSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How often the index is asked, how much may be in flight, and how long cold rows gather for a glacier file."""
+
+    interval_ms: int = 500
+    rows_max: int = 8_000
+    ask_again_s: float = 5.0
+    glacier_flush_s: float = 60.0
+    glacier_flush_rows: int = 65_536
+
+
+@dataclass(frozen=True, slots=True)
+class Proposal:
+    """Rows of one tier and partition that should leave, as an age event's batch."""
+
+    partition: int
+    batch: pa.RecordBatch
+
+
+class AgeMonitor:
+    """`run` proposes every `interval_ms`; `propose` is the step, for tests."""
+
+    name = "age"
+
+    def __init__(
+        self,
+        settings: AgeSettings,
+        rules: PolicySettings,
+        index: Index,
+        usages: Usages,
+        publisher: Publisher,
+        topic: str,
+        now_ms: Callable[[], int],
+    ) -> None:
+        self._settings, self._rules, self._index, self._usages = settings, rules, index, usages
+        self._publisher, self._topic, self._now_ms = publisher, topic, now_ms
+        self._flushed: dict[int, int] = {}  # partition to when cold rows last went to glacier, ms
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Propose until stopped; a log that does not answer costs the advice of one interval."""
+        while not stop.is_set():
+            try:
+                async with asyncio.timeout(self._settings.interval_ms / 1000):
+                    await stop.wait()
+            except TimeoutError:
+                try:
+                    await self.propose()
+                except LogUnavailable:
+                    continue  # advice: the next interval asks again
+
+    async def propose(self) -> int:
+        """Publish one round of advice; returns the rows named."""
+        usages = await self._usages()
+        named = 0
+        for tier in (TierName.HOT, TierName.WARM, TierName.COLD):
+            for proposal in self.candidates(tier, usages[tier], self._now_ms()):
+                value = events.encode_arrow(proposal.batch)
+                await self._publisher.send(self._topic, value, partition=proposal.partition)
+                named += proposal.batch.num_rows
+        return named
+
+    def candidates(self, tier: TierName, usage: Usage, now_ms: int) -> list[Proposal]:
+        """Return what should leave `tier` now, by partition, and mark it as asked. One loop step."""
+        found = [_resident(segment, tier) for segment in self._index.segments()]
+        segment_of = np.repeat(np.arange(len(found)), [len(rows) for rows, _ in found])
+        row_of = np.concatenate([rows for rows, _ in found]) if found else np.zeros(0, np.intp)
+        if not len(row_of):
+            return []
+        table = {name: np.concatenate([columns[name] for _, columns in found]) for name in _NEEDED}
+        columns = policy.Columns(
+            version=table["version"],
+            age_ms=np.maximum(now_ms - table["born"], 0),
+            idle_ms=np.maximum(now_ms - table["used"], 0),
+            heat=policy.heat_at(table["heat"], now_ms - table["heat_at"], self._rules.heat_half_life_s),
+        )
+        leave, pressed = policy.due(tier, columns, policy.excess(usage, self._rules), self._rules)
+        # A row named recently still counts among those that leave: pressure must not name the next ones instead.
+        fresh = table["asked"][leave] < now_ms - int(self._settings.ask_again_s * 1000)
+        leave, pressed = leave[fresh], pressed[fresh]
+        if tier is TierName.COLD:
+            ripe = self._ripe(table["partition"][leave], now_ms) | pressed
+            leave, pressed = leave[ripe], pressed[ripe]
+        leave, pressed = leave[: self._settings.rows_max], pressed[: self._settings.rows_max]
+        segments = self._index.segments()
+        for at in leave.tolist():
+            segments[segment_of[at]].asked[row_of[at]] = now_ms
+        ids = [segments[segment_of[at]].ids[row_of[at]] for at in leave.tolist()]
+        return _proposals(tier, leave, pressed, ids, table["partition"], columns)
+
+    def _ripe(self, partition: npt.NDArray[np.int32], now_ms: int) -> npt.NDArray[np.bool_]:
+        """Return which rows' partitions have gathered enough, or waited long enough, for a glacier file."""
+        ripe = np.zeros(len(partition), bool)
+        for number, count in zip(*map(np.ndarray.tolist, np.unique(partition, return_counts=True)), strict=True):
+            waited = now_ms - self._flushed.setdefault(number, now_ms)
+            if count >= self._settings.glacier_flush_rows or waited >= self._settings.glacier_flush_s * 1000:
+                ripe |= partition == number
+                self._flushed[number] = now_ms
+        return ripe
+
+
+_NEEDED = ("version", "partition", "born", "used", "heat", "heat_at", "asked")
+
+
+def _resident(segment: Segment, tier: TierName) -> tuple[npt.NDArray[np.intp], dict[str, npt.NDArray[np.generic]]]:
+    """Return the rows of a segment whose home is `tier`, and their columns."""
+    n = segment.count
+    rows = np.flatnonzero(segment.alive[:n] & (segment.home[:n] == tier))
+    return rows, {name: getattr(segment, name)[rows] for name in _NEEDED}
+
+
+def _proposals(
+    tier: TierName,
+    leave: npt.NDArray[np.intp],
+    pressed: npt.NDArray[np.bool_],
+    ids: list[str],
+    partition: npt.NDArray[np.int32],
+    columns: policy.Columns,
+) -> list[Proposal]:
+    """Cut the chosen rows into one batch a partition and reason."""
+    out: list[Proposal] = []
+    all_ids = pa.array(ids, pa.string())
+    for number in np.unique(partition[leave]).tolist():
+        for reason, because in (("pressure", pressed), ("age" if tier is TierName.HOT else "idle", ~pressed)):
+            here = np.flatnonzero((partition[leave] == number) & because)
+            if not len(here):
+                continue
+            rows = leave[here]
+            arrays = [
+                all_ids.take(pa.array(here)),
+                pa.array(columns.version[rows]),
+                pa.array(np.full(len(rows), tier, np.int8)),
+                pa.array(columns.age_ms[rows]),
+                pa.array(columns.idle_ms[rows]),
+                pa.array(columns.heat[rows]),
+                pa.array([reason] * len(rows)),
+            ]
+            out.append(Proposal(number, pa.RecordBatch.from_arrays(arrays, schema=events.AGE)))
+    return out

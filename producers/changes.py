@@ -1,0 +1,49 @@
+"""Announces moves on the changes topic: in order within a partition, at least once (R4: before the home is rewritten)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from producers import events
+from producers.publisher import Publisher
+from tiers import record
+from tiers.record import Int64s
+from tiers.tier import TierName
+
+IDS_MAX = 1000
+POLICY = "age-heat-1"  # the name of the rules in tiers/policy.py, for whoever replays the ledger
+
+
+class Changes:
+    """Publishes `Change` events."""
+
+    def __init__(self, publisher: Publisher, topic: str, now_ms: Callable[[], int]) -> None:
+        self._publisher, self._topic, self._now_ms = publisher, topic, now_ms
+
+    async def publish(
+        self,
+        partition: int,
+        source: TierName | None,
+        target: TierName | None,
+        reason: str,
+        ids: Sequence[str],
+        versions: Int64s,
+    ) -> None:
+        """Announce that these rows' home went from `source` to `target`; returns when the broker has confirmed it."""
+        texts = [record.version_text(version) for version in versions.tolist()]
+        sent = []
+        for start in range(0, len(ids), IDS_MAX):
+            change = events.Change(
+                kind="home",
+                source=source.word if source is not None else None,
+                target=target.word if target is not None else None,
+                reason=reason,
+                policy=POLICY,
+                at=self._now_ms(),
+                ids=list(ids[start : start + IDS_MAX]),
+                versions=texts[start : start + IDS_MAX],
+            )
+            value = events.encode_change(change)
+            sent.append(await self._publisher.enqueue(self._topic, value, partition=partition))
+        for confirmed in sent:
+            await confirmed

@@ -1,0 +1,74 @@
+"""The four tiers and what they share.
+
+record, codec, policy, score: pure. tier, errors: the words. hot, warm, cold (with side), glacier (with archive): the
+stores. index (segment, queue): where everything is. read: how a read finds its rows. alone: a tier used by itself.
+device: the only import of CuPy. worker: one thread that owns one handle.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tiers.cold import ColdMemory as ColdMemory
+    from tiers.cold import ColdSettings as ColdSettings
+    from tiers.glacier import GlacierMemory as GlacierMemory
+    from tiers.glacier import GlacierSettings as GlacierSettings
+    from tiers.hot import HotMemory as HotMemory
+    from tiers.hot import HotSettings as HotSettings
+    from tiers.record import Row as Row
+    from tiers.tier import Hit as Hit
+    from tiers.tier import Location as Location
+    from tiers.tier import Query as Query
+    from tiers.tier import Receipt as Receipt
+    from tiers.tier import Result as Result
+    from tiers.tier import TierName as TierName
+    from tiers.tier import Usage as Usage
+    from tiers.warm import WarmMemory as WarmMemory
+    from tiers.warm import WarmSettings as WarmSettings
+
+_HOMES = {
+    "ColdMemory": "tiers.cold",
+    "ColdSettings": "tiers.cold",
+    "GlacierMemory": "tiers.glacier",
+    "GlacierSettings": "tiers.glacier",
+    "Hit": "tiers.tier",
+    "HotMemory": "tiers.hot",
+    "HotSettings": "tiers.hot",
+    "Location": "tiers.tier",
+    "Query": "tiers.tier",
+    "Receipt": "tiers.tier",
+    "Result": "tiers.tier",
+    "Row": "tiers.record",
+    "TierName": "tiers.tier",
+    "Usage": "tiers.tier",
+    "WarmMemory": "tiers.warm",
+    "WarmSettings": "tiers.warm",
+}
+
+__all__ = [
+    "ColdMemory",
+    "ColdSettings",
+    "GlacierMemory",
+    "GlacierSettings",
+    "Hit",
+    "HotMemory",
+    "HotSettings",
+    "Location",
+    "Query",
+    "Receipt",
+    "Result",
+    "Row",
+    "TierName",
+    "Usage",
+    "WarmMemory",
+    "WarmSettings",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name from its module when it is first asked for (PEP 562)."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)

@@ -1,0 +1,73 @@
+"""What lets each tier be used alone: put-if-newer over an index of its own, and its eviction of what it supersedes.
+
+In the whole system the mover and ingest do this with the one shared index; a tier then only calls `choose`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+
+from tiers import read, record
+from tiers.index import Index
+from tiers.record import Int64s
+from tiers.tier import Location, Query, Receipt, Result, Tier, TierName
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """`winners`: rows to write, one an id. `held`: for the other ids the (version, slot) that the tier keeps."""
+
+    batch: pa.RecordBatch
+    winners: pa.RecordBatch
+    held: Mapping[str, tuple[int, int]]
+
+    def receipt(self, tier: TierName, winner_slots: Int64s, proof: str) -> Receipt:
+        """Return the receipt for every distinct id of the batch, once the winners are durable."""
+        ids, versions = self.batch["id"].to_pylist(), record.versions_of(self.batch)
+        new = dict(zip(self.winners["id"].to_pylist(), winner_slots.tolist(), strict=True))
+        slots = np.array([new[i] if i in new else self.held[i][1] for i in ids], np.int64)
+        held = np.array([v if i in new else self.held[i][0] for i, v in zip(ids, versions.tolist(), strict=True)])
+        return Receipt(tier, ids, versions, slots, held.astype(np.int64), proof)
+
+
+def choose(index: Index, tier: TierName, batch: pa.RecordBatch) -> Choice:
+    """Reduce the batch to its newest rows and decide which of them the tier does not hold in that version or newer."""
+    unique = record.newest(batch)
+    held: dict[str, tuple[int, int]] = {}
+    write = np.ones(unique.num_rows, bool)
+    versions = record.versions_of(unique)
+    for at, identifier in enumerate(unique["id"].to_pylist()):
+        highest = max(index.held(tier, identifier), default=None)
+        if highest is not None and highest[0] >= versions[at]:
+            held[identifier], write[at] = highest, False
+    winners = unique if write.all() else unique.filter(pa.array(write))
+    return Choice(unique, winners, held)
+
+
+async def settle(tier: Tier, index: Index, partitions: int, receipt: Receipt, batch: pa.RecordBatch) -> None:
+    """Enter what was stored into the tier's own index and evict what it supersedes."""
+    unique = record.newest(batch)
+    new = index.newer(receipt.ids, receipt.versions)
+    partition = record.partitions(unique["id"], partitions)
+    chosen = unique.filter(pa.array(new))
+    masked = index.put(chosen, partition[new], tier.name, receipt.slots[new], 0)
+    await tier.evict([where for _, where in masked], None)
+
+
+async def open_alone(tier: Tier, index: Index, partitions: int) -> None:
+    """Fill a tier's own index from what it holds, and evict what a newer row supersedes."""
+    await index.load(tier, partitions)
+    for partition in range(partitions):
+        while waiting := index.queue.list(partition, tier.name, 1000):
+            await tier.evict(waiting, None)
+            for where in waiting:
+                index.queue.remove(tier.name, where)
+
+
+async def find(tier: Tier, index: Index, query: Query) -> Result:
+    """Answer a query from one tier alone."""
+    return await read.retrieve(index, {tier.name: tier}, query)

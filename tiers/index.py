@@ -1,0 +1,334 @@
+"""The index: where every id is, and every physical row that must still go.
+
+One entry a live id (tombstones too). Changed only on the event-loop thread and only between awaits, so that a reader
+that looks sees one moment. Derived: `load` rebuilds it from the tiers. `queue` holds every physical row of an id that
+is neither its home nor its copy, from before the request that may create it until its eviction is answered (R3, R4).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from tiers import record, score
+from tiers.queue import Queue
+from tiers.record import Floats, Int64s
+from tiers.segment import COLUMNS, NO_COPY, SEGMENT_ROWS, Entry, Scan, Segment
+from tiers.tier import NO_SLOT, Location, TierName
+
+if TYPE_CHECKING:
+    from tiers.tier import Tier
+
+REWRITE_BELOW = 0.25  # a full segment with fewer live rows than this is rewritten to the tail
+
+
+class Index:
+    """Id to (version, home, slot, times, heat, code). `metric` is "cosine" or "dot"; `dim` floats a vector."""
+
+    def __init__(self, dim: int, metric: str = "cosine", *, bytes_limit: int = 0) -> None:
+        self.dim, self.metric, self.bytes_limit = dim, metric, bytes_limit
+        self.queue = Queue()
+        self._segments: dict[int, Segment] = {0: Segment(dim)}
+        self._tail = 0
+        self._entry: dict[str, int] = {}
+        self._rows = np.zeros(len(TierName), np.int64)
+        self._coded = 0
+
+    @classmethod
+    def of(cls, shape: pa.Schema, metric: str = "cosine") -> Index:
+        """Return an empty index for batches of schema `shape`."""
+        return cls(shape.field("vector").type.list_size, metric)
+
+    def __len__(self) -> int:
+        return len(self._entry)
+
+    def __repr__(self) -> str:
+        held = ", ".join(f"{tier.word} {self.rows(tier)}" for tier in TierName)
+        return f"<Index {len(self)} ids: {held}; {len(self.queue)} queued>"
+
+    # -- looking -----------------------------------------------------------------------------------------------------
+
+    def find(self, identifier: str) -> Entry | None:
+        """Return the entry of an id; a tombstone is an entry too."""
+        number = self._entry.get(identifier)
+        if number is None:
+            return None
+        segment, row = self._at(number)
+        return segment.entry(row)
+
+    def newer(self, ids: Sequence[str], versions: Int64s) -> npt.NDArray[np.bool_]:
+        """Return which rows are newer than what is known of their id."""
+        return versions > self._known(ids)
+
+    def held(self, tier: TierName, identifier: str) -> list[tuple[int, int]]:
+        """Return (version, slot) of every physical row of the id in the tier: home, copy or queued."""
+        rows = [(key.version, key.slot) for key in self.queue.of(identifier) if key.tier == tier]
+        entry = self.find(identifier)
+        if entry is not None and entry.home == tier:
+            rows.append((entry.version, entry.slot))
+        if entry is not None and tier == TierName.HOT and entry.copy != NO_COPY:
+            rows.append((entry.version, entry.copy))
+        return rows
+
+    def rows(self, tier: TierName) -> int:
+        """Return how many ids have their home in the tier, tombstones included."""
+        return int(self._rows[tier])
+
+    def census(self) -> npt.NDArray[np.int64]:
+        """Return int64[tiers, 2]: live records and tombstones by home."""
+        out = np.zeros((len(TierName), 2), np.int64)
+        for segment in self._segments.values():
+            n = segment.count
+            alive = segment.alive[:n]
+            flat = segment.home[:n][alive] * 2 + segment.deleted[:n][alive]
+            out += np.bincount(flat, minlength=out.size).reshape(out.shape)
+        return out
+
+    def scans(self, tiers: Iterable[TierName]) -> tuple[list[Scan], int]:
+        """Return what a search over these homes reads (all segments in one loop step), and the rows it cannot see.
+
+        Hot rows are not counted: hot scans its own.
+        """
+        wanted = np.zeros(len(TierName), bool)
+        wanted[[tier for tier in tiers if tier != TierName.HOT]] = True
+        found = [scan for segment in self._segments.values() if (scan := segment.scan(wanted))]
+        below = sum(
+            int((s.alive[: s.count] & ~s.deleted[: s.count] & wanted[s.home[: s.count]]).sum())
+            for s in self._segments.values()
+        )
+        return found, below - sum(int(scan.mask.sum()) for scan in found)
+
+    def segments(self) -> list[Segment]:
+        """Return the segments in arrival order, for columnar readers on the loop (age, listing)."""
+        return list(self._segments.values())
+
+    # -- changing ----------------------------------------------------------------------------------------------------
+
+    def put(
+        self,
+        batch: pa.RecordBatch,
+        partition: npt.NDArray[np.int32],
+        tier: TierName,
+        slots: Int64s,
+        now_ms: int,
+    ) -> list[tuple[TierName, Location]]:
+        """Make each row the newest of its id, at home in `tier`; every row must be `newer` and unique in the batch.
+
+        Returns the physical rows that this masks; the caller queues or evicts them. Rows outside hot are encoded.
+        """
+        ids, versions = batch["id"].to_pylist(), record.versions_of(batch)
+        masked = [row for number in map(self._entry.get, ids) if number is not None for row in self._mask(number)]
+        deleted = record.deleted_of(batch)
+        event_time = record.times_of(batch, "event_time")
+        born = np.minimum(event_time, now_ms)
+        columns: dict[str, npt.NDArray[Any]] = {
+            "version": versions,
+            "partition": np.asarray(partition),
+            "home": np.full(len(ids), tier),
+            "slot": slots,
+            "copy": np.full(len(ids), NO_COPY),
+            "event_time": event_time,
+            "expires_at": record.times_of(batch, "expires_at"),
+            "born": born,
+            "used": born,
+            "heat": (~deleted).astype(np.float32),
+            "heat_at": born,
+            "deleted": deleted,
+        }
+        numbers = self._append(ids, columns)
+        self._entry.update(zip(ids, numbers.tolist(), strict=True))
+        self._rows[tier] += len(ids)
+        if tier != TierName.HOT:
+            self._encode(numbers, record.vectors_of(batch), ~deleted)
+        return masked
+
+    def relocate(
+        self, tier: TierName, ids: Sequence[str], versions: Int64s, slots: Int64s, vectors: Floats
+    ) -> npt.NDArray[np.bool_]:
+        """Rewrite the home of each id whose version is unchanged; returns which were. `vectors` become codes."""
+        numbers = np.array([self._entry.get(identifier, -1) for identifier in ids], np.int64)
+        same = (numbers >= 0) & (self._known(ids) == versions)
+        deleted = np.zeros(len(ids), bool)
+        for at in np.flatnonzero(same).tolist():
+            segment, row = self._at(int(numbers[at]))
+            self._rows[segment.home[row]] -= 1
+            segment.home[row], segment.slot[row], segment.asked[row] = tier, slots[at], 0
+            deleted[at] = segment.deleted[row]
+        self._rows[tier] += int(same.sum())
+        if tier != TierName.HOT:
+            self._encode(numbers[same], vectors[same], ~deleted[same])
+        return same
+
+    def relocate_slots(
+        self, tier: TierName, ids: Sequence[str], versions: Int64s, old_slots: Int64s, new_slots: Int64s
+    ) -> None:
+        """Follow rows that their own tier has moved (a rewritten file): homes and queued rows alike."""
+        for at, (identifier, version) in enumerate(zip(ids, versions.tolist(), strict=True)):
+            old, new = int(old_slots[at]), int(new_slots[at])
+            number = self._entry.get(identifier)
+            if number is not None:
+                segment, row = self._at(number)
+                if (segment.version[row], segment.home[row], segment.slot[row]) == (version, tier, old):
+                    segment.slot[row] = new
+                    continue
+            self.queue.follow(tier, identifier, version, old, new)
+
+    def drop(self, keys: Iterable[tuple[str, int]]) -> int:
+        """Forget ids whose entry has exactly this version (a dropped tombstone, a cleared tier)."""
+        dropped = 0
+        for identifier, version in keys:
+            number = self._entry.get(identifier)
+            if number is None:
+                continue
+            segment, row = self._at(number)
+            if segment.version[row] == version:
+                self._mask(number)
+                del self._entry[identifier]
+                dropped += 1
+        return dropped
+
+    def touch(self, ids: Sequence[str], counts: Sequence[int], last_ms: Sequence[int], half_life_ms: float) -> None:
+        """Add accesses to the heat of ids that are still known (advice: late or lost does no harm)."""
+        for identifier, count, last in zip(ids, counts, last_ms, strict=True):
+            number = self._entry.get(identifier)
+            if number is None:
+                continue
+            segment, row = self._at(number)
+            elapsed = max(0, last - int(segment.heat_at[row]))
+            segment.heat[row] = float(segment.heat[row]) * 2.0 ** (-elapsed / half_life_ms) + count
+            segment.heat_at[row] = max(last, int(segment.heat_at[row]))
+            segment.used[row] = max(last, int(segment.used[row]))
+
+    # -- rebuilding --------------------------------------------------------------------------------------------------
+
+    async def load(self, tier: Tier, partitions: int, now_ms: int = 0) -> list[tuple[TierName, Location]]:
+        """Take in every physical row of a tier; call it top down, warm first.
+
+        Highest version wins; of equal ones the lowest tier is home; every other row is queued (R3, §5). Returned are
+        (tier it was known in, where it is) for rows also found above at the same version: their move was stored but
+        perhaps never announced, so the caller announces it again.
+        """
+        twice: list[tuple[TierName, Location]] = []
+        async for found in tier.retrieve_all():
+            slots = found["slot"].to_numpy()
+            batch = found.drop_columns(["slot"])
+            twice += self._admit(tier.name, batch, record.partitions(batch["id"], partitions), slots, now_ms)
+        return twice
+
+    def _admit(
+        self, tier: TierName, batch: pa.RecordBatch, partition: npt.NDArray[np.int32], slots: Int64s, now_ms: int
+    ) -> list[tuple[TierName, Location]]:
+        unique = record.newest(batch.append_column("at", pa.array(np.arange(batch.num_rows))))
+        ids, versions = batch["id"].to_pylist(), record.versions_of(batch)
+        best = np.zeros(batch.num_rows, bool)
+        best[unique["at"].to_numpy()] = True
+        best &= self.newer(ids, versions)
+        twice: list[tuple[TierName, Location]] = []
+        for at in np.flatnonzero(~best).tolist():
+            where = Location(ids[at], int(versions[at]), int(partition[at]), int(slots[at]))
+            entry = self.find(where.id)
+            if entry is not None and entry.version == where.version and tier > entry.home:
+                above = TierName(entry.home)
+                self.queue.add(above, Location(where.id, where.version, where.partition, entry.slot))
+                vector = record.vectors_of(batch.slice(at, 1))
+                self.relocate(tier, [where.id], versions[at : at + 1], slots[at : at + 1], vector)
+                twice.append((above, where))
+            else:
+                self.queue.add(tier, where)
+        rows = np.flatnonzero(best)
+        if len(rows):
+            chosen = batch if len(rows) == batch.num_rows else batch.take(pa.array(rows))
+            for name, location in self.put(chosen, partition[rows], tier, slots[rows], now_ms):
+                self.queue.add(name, location)
+        return twice
+
+    # -- inside ------------------------------------------------------------------------------------------------------
+
+    def _at(self, number: int) -> tuple[Segment, int]:
+        return self._segments[number // SEGMENT_ROWS], number % SEGMENT_ROWS
+
+    def _known(self, ids: Sequence[str]) -> Int64s:
+        """Return the known version of each id, -1 where there is none."""
+        get = self._entry.get
+        known = np.full(len(ids), -1, np.int64)
+        for at, identifier in enumerate(ids):
+            number = get(identifier)
+            if number is not None:
+                segment, row = self._at(number)
+                known[at] = segment.version[row]
+        return known
+
+    def _mask(self, number: int) -> list[tuple[TierName, Location]]:
+        """Mark an entry dead; returns its physical rows (home, and copy in hot)."""
+        segment, row = self._at(number)
+        entry = segment.entry(row)
+        segment.alive[row] = False
+        self._rows[entry.home] -= 1
+        self._coded -= int(segment.coded[row])
+        rows = [(TierName(entry.home), Location(entry.id, entry.version, entry.partition, entry.slot))]
+        if entry.copy != NO_COPY:
+            rows.append((TierName.HOT, Location(entry.id, entry.version, entry.partition, entry.copy)))
+        return rows
+
+    def _append(self, ids: list[str], columns: dict[str, npt.NDArray[Any]]) -> Int64s:
+        numbers = np.empty(len(ids), np.int64)
+        done = 0
+        while done < len(ids):
+            segment = self._segments[self._tail]
+            if not segment.room:
+                self._tail += 1
+                segment = self._segments[self._tail] = Segment(self.dim)
+            step = min(segment.room, len(ids) - done)
+            part = {name: values[done : done + step] for name, values in columns.items()}
+            first = segment.append(ids[done : done + step], part)
+            numbers[done : done + step] = self._tail * SEGMENT_ROWS + first + np.arange(step)
+            done += step
+        return numbers
+
+    def _encode(self, numbers: Int64s, vectors: Floats, live: npt.NDArray[np.bool_]) -> None:
+        numbers, vectors = numbers[live], vectors[live]
+        scale = score.scales(vectors, self.metric)
+        for segment_number in np.unique(numbers // SEGMENT_ROWS).tolist():
+            here = numbers // SEGMENT_ROWS == segment_number
+            segment, rows = self._segments[segment_number], (numbers[here] % SEGMENT_ROWS).astype(np.intp)
+            fresh = ~segment.coded[rows]
+            self._coded += int(fresh.sum())
+            segment.encode(rows[fresh], vectors[here][fresh], scale[here][fresh])
+        if self.bytes_limit and self._coded * 4 * self.dim > self.bytes_limit:
+            self._shed()
+
+    def _shed(self) -> None:
+        """Drop codes of the oldest glacier rows until within the limit; they stay reachable by id."""
+        for segment in self._segments.values():
+            gone = segment.coded & segment.alive & (segment.home == TierName.GLACIER)
+            segment.coded[gone] = False
+            self._coded -= int(gone.sum())
+            if not (segment.coded & segment.alive).any():
+                segment.codes = None
+            if self._coded * 4 * self.dim <= self.bytes_limit:
+                return
+
+    def compact(self) -> int:
+        """Rewrite one mostly dead segment to the tail; returns the rows moved, 0 when there is nothing to do."""
+        for number, old in list(self._segments.items()):
+            live = np.flatnonzero(old.alive[: old.count])
+            if number == self._tail or len(live) > REWRITE_BELOW * SEGMENT_ROWS:
+                continue
+            columns = {name: getattr(old, name)[live] for name in COLUMNS if name not in ("alive", "coded")}
+            ids = [old.ids[row] for row in live.tolist()]
+            numbers = self._append(ids, columns)
+            coded = old.coded[live]
+            self._coded -= int(coded.sum())
+            if old.codes is not None:
+                self._encode(numbers[coded], old.codes[live[coded]], np.ones(int(coded.sum()), bool))
+            self._entry.update(zip(ids, numbers.tolist(), strict=True))
+            del self._segments[number]
+            return max(1, len(live))
+        return 0
+
+
+__all__ = ["NO_SLOT", "Entry", "Index", "Scan"]

@@ -1,0 +1,42 @@
+"""The one function that says how near two vectors are, and the exact selection of the nearest. Pure.
+
+Every score that leaves the system comes from `scores` on float32 vectors on the host, so that the same question has
+the same answer wherever the records lie.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from tiers.record import Floats
+
+METRICS = ("cosine", "dot")
+
+
+def scales(vectors: Floats, metric: str) -> Floats:
+    """Return the factor that turns a dot product with each row into its score, but for the query's own factor."""
+    if metric == "dot":
+        return np.ones(len(vectors), np.float32)
+    norms = np.sqrt(np.vecdot(vectors, vectors))
+    return np.divide(np.float32(1), norms, out=np.zeros(len(vectors), np.float32), where=norms > 0)
+
+
+def scores(query: Floats, vectors: Floats, metric: str) -> Floats:
+    """Return the score of each row of float32[rows, dim] for the query float32[dim]; higher is nearer."""
+    query_scale = scales(query[None, :], metric)[0]
+    return np.asarray(np.vecdot(vectors, query) * scales(vectors, metric) * query_scale, np.float32)
+
+
+def top(values: Floats, mask: npt.NDArray[np.bool_], k: int) -> npt.NDArray[np.intp]:
+    """Return the positions of the k highest `values` where `mask`, highest first, ties by position.
+
+    Rows that equal the k-th value are all considered, so that the choice among ties is by position and not by chance.
+    """
+    rows = np.flatnonzero(mask)
+    found = values[rows]
+    if len(rows) > k:
+        threshold = np.partition(found, len(rows) - k)[len(rows) - k]
+        keep = found >= threshold
+        rows, found = rows[keep], found[keep]
+    return rows[np.argsort(-found, kind="stable")][:k]

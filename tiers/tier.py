@@ -1,0 +1,150 @@
+"""What every tier is (the protocol), and the small values that pass between tiers and those who use them."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, field
+from enum import IntEnum
+from typing import Any, Protocol
+
+import numpy as np
+import pyarrow as pa
+
+from tiers.record import Floats, Int64s, Row
+
+
+class TierName(IntEnum):
+    """The four temperatures, top down; the number is what the index stores."""
+
+    HOT = 0
+    WARM = 1
+    COLD = 2
+    GLACIER = 3
+
+    @property
+    def word(self) -> str:
+        """The name as users write it."""
+        return self.name.lower()
+
+
+#: A slot for what has none: warm finds a row by its id.
+NO_SLOT = -1
+
+
+@dataclass(frozen=True, slots=True)
+class Location:
+    """Where one physical row lies. `slot` is the tier's own number (array row, table slot, file and row)."""
+
+    id: str
+    version: int
+    partition: int
+    slot: int = NO_SLOT
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """Proof that each (id, version) is durable in `tier`; the only thing that lets a source be evicted.
+
+    `ids[i]`, `versions[i]` and `slots[i]` belong together: one entry for each distinct id of the stored batch.
+    `held[i]` is the version that the tier now holds of it: higher than `versions[i]` where put-if-newer kept another.
+    `proof` says what was waited for, in words ("fdatasync of the WAL", "reply under appendfsync always", …).
+    """
+
+    tier: TierName
+    ids: Sequence[str]
+    versions: Int64s
+    slots: Int64s
+    held: Int64s
+    proof: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Query:
+    """What to retrieve: by `ids`, or the `k` nearest to `vector`."""
+
+    ids: Sequence[str] | None = None
+    vector: Floats | None = None
+    k: int = 10
+    tiers: frozenset[TierName] = frozenset(TierName)
+    namespaces: frozenset[str] | None = None
+    deadline_ms: float | None = None
+    at_least: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Hit:
+    """One record found; `score` is None for a lookup by id."""
+
+    row: Row
+    tier: TierName
+    score: float | None = None
+
+
+@dataclass(slots=True)
+class Result:
+    """What was found, and how complete the answer is (R7)."""
+
+    hits: list[Hit]
+    complete: bool = True
+    searched: dict[str, dict[str, float]] = field(default_factory=dict)
+    missed: list[str] = field(default_factory=list)
+    scanned: int = 0
+    of: int = 0
+    freshness: dict[str, Any] = field(default_factory=dict)
+    took_ms: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Rows and bytes held, and the limits (0 = none set)."""
+
+    rows: int
+    bytes: int
+    rows_limit: int = 0
+    bytes_limit: int = 0
+
+    @property
+    def fraction(self) -> float:
+        """How full, as the larger of the two fractions; 0.0 where no limit is set."""
+        by_rows = self.rows / self.rows_limit if self.rows_limit else 0.0
+        by_bytes = self.bytes / self.bytes_limit if self.bytes_limit else 0.0
+        return max(by_rows, by_bytes)
+
+
+class Tier(Protocol):
+    """The five promised verbs (store, retrieve, retrieve_all, clear, cleanup) and what movement needs."""
+
+    name: TierName
+
+    async def store(self, batch: pa.RecordBatch) -> Receipt:
+        """Put each row if newer than what the tier holds of its id; return only when durable."""
+
+    async def retrieve(self, query: Query) -> Result:
+        """Return what this tier alone knows of the query."""
+
+    def retrieve_all(self) -> AsyncIterator[pa.RecordBatch]:
+        """Yield every physical row, tombstones and superseded rows too, with its slot in a last column `slot`."""
+
+    async def clear(self) -> None:
+        """Delete everything the tier holds, durably."""
+
+    async def cleanup(self) -> None:
+        """Release threads, files and connections; the data stays."""
+
+    async def get(self, locations: Sequence[Location]) -> list[Row | None]:
+        """Return the rows at these locations; None where another version, or nothing, lies there now."""
+
+    async def evict(self, keys: Sequence[Location], receipt: Receipt | None) -> int:
+        """Drop exactly these (id, version, slot), durably; None as receipt = the caller vouches that they are superseded.
+
+        Idempotent: what is not there (any more) is skipped. Returns how many rows were dropped.
+        """
+
+    async def usage(self) -> Usage:
+        """Return rows and bytes held, with the limits."""
+
+
+def locations_of(batch: pa.RecordBatch, partition_of: np.ndarray[Any, Any], slots: Int64s) -> list[Location]:
+    """Return a location for each row of the batch."""
+    ids, versions = batch["id"].to_pylist(), batch["version"].to_pylist()
+    return [Location(*at) for at in zip(ids, versions, partition_of.tolist(), slots.tolist(), strict=True)]

@@ -1,0 +1,161 @@
+"""The one place that talks to a Redis or Valkey server: connect, check, run a script, say what its answer means.
+
+A script is sent once and by nobody twice (R4): the connection is taken from the pool by hand, so that a failure before
+the first byte left (`TierUnavailable`: nothing happened) is told from one after it (`OutcomeUnknown`). The client's own
+retries are off. So are its maintenance notifications: with them the pool hands out connections that the server has
+closed meanwhile, and every restart of the server would look like an unknown outcome.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Awaitable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, cast
+
+import redis.exceptions as wrong
+from redis.asyncio import BlockingConnectionPool, Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.maint_notifications import MaintNotificationsConfig
+
+from tiers.errors import Fenced, OutcomeUnknown, ServiceMissing, TierCorrupt, TierError, TierFull, TierUnavailable
+
+Argument = bytes | str | int
+
+OLDEST = (7, 0)  # script flags, several names in one CONFIG GET
+#: Error codes with which a server refuses a command before it has done anything, and that pass by themselves.
+REFUSALS = frozenset({"LOADING", "READONLY", "BUSY", "MISCONF", "CLUSTERDOWN", "MASTERDOWN", "NOREPLICAS", "TRYAGAIN"})
+#: What durability needs of the server's configuration (§5).
+REQUIRED = {
+    "appendonly": "yes",
+    "appendfsync": "always",
+    "no-appendfsync-on-rewrite": "no",  # else `always` is not always: no fsync while the file is rewritten
+    "maxmemory-policy": "noeviction",
+}
+
+
+def connect(url: str, *, connections: int, timeout_ms: int) -> Redis:
+    """Return a client that has not connected yet; at most `connections`, each wait bounded by `timeout_ms`."""
+    timeout_s = timeout_ms / 1000
+    pool = BlockingConnectionPool.from_url(
+        url,
+        max_connections=connections,
+        timeout=timeout_s,
+        socket_timeout=timeout_s,
+        socket_connect_timeout=timeout_s,
+        retry=Retry(NoBackoff(), 0),
+        protocol=3,
+        maint_notifications_config=MaintNotificationsConfig(enabled=False),
+    )
+    return Redis.from_pool(pool)
+
+
+def address(client: Redis) -> str:
+    """Return where the client connects to, without credentials."""
+    given = client.connection_pool.connection_kwargs
+    return str(given.get("path") or f"{given.get('host', 'localhost')}:{given.get('port', 6379)}")
+
+
+class Script:
+    """A Lua script and the name under which the server keeps it."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+        self.sha = hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()
+
+    async def run(self, client: Redis, keys: Sequence[bytes], *arguments: Argument) -> Any:
+        """Run it once and return its reply; one that the server did not know is loaded first, nothing ran then."""
+        try:
+            return await send(client, "EVALSHA", self.sha, len(keys), *keys, *arguments)
+        except wrong.NoScriptError:
+            await send(client, "SCRIPT", "LOAD", self.text)
+            return await send(client, "EVALSHA", self.sha, len(keys), *keys, *arguments)
+
+
+async def send(client: Redis, *command: Argument) -> Any:
+    """Send one command that may write, once, and return its reply; every failure as what the caller may conclude.
+
+    A caller that is cancelled meanwhile knows nothing of the outcome, as with OutcomeUnknown.
+    """
+    pool = cast("BlockingConnectionPool", client.connection_pool)
+    with reading(client):  # until here nothing has left
+        connection = await pool.get_connection()
+    try:
+        await connection.send_command(*command)
+        return await connection.read_response()
+    except wrong.NoScriptError:
+        raise
+    except (wrong.ResponseError, wrong.BusyLoadingError, wrong.AuthenticationError) as error:
+        raise meaning(error, address(client)) from error
+    except (wrong.RedisError, OSError) as error:
+        raise OutcomeUnknown(f"{address(client)} did not answer a {command[0]!s}: {error}") from error
+    finally:
+        await pool.release(connection)
+
+
+def meaning(error: wrong.RedisError, where: str) -> TierError | Fenced:
+    """Return what an error reply means for the caller. Pure."""
+    text = str(error)
+    code = error.status_code or text.partition(" ")[0]
+    if isinstance(error, wrong.OutOfMemoryError):
+        return TierFull(f"{where} is at its maxmemory; nothing was stored")
+    if code == "FENCED":
+        return Fenced(f"{where}: {text.removeprefix('FENCED ')}")
+    if code in ("CORRUPT", "WRONGTYPE"):
+        return TierCorrupt(f"{where}: {text}")
+    if code in REFUSALS or isinstance(error, (wrong.BusyLoadingError, wrong.ReadOnlyError)):
+        return TierUnavailable(f"{where} refused: {text}")
+    return TierError(f"{where}: {text}")
+
+
+@contextmanager
+def reading(client: Redis) -> Iterator[None]:
+    """Translate the failures of commands that change nothing."""
+    try:
+        yield
+    except (wrong.ResponseError, wrong.BusyLoadingError, wrong.AuthenticationError) as error:
+        raise meaning(error, address(client)) from error
+    except (wrong.RedisError, OSError) as error:
+        raise TierUnavailable(f"{address(client)} does not answer: {error}") from error
+
+
+async def check(client: Redis) -> None:
+    """Raise ServiceMissing with the fix unless every reply of the server means durable."""
+    where = address(client)
+    try:
+        with reading(client):
+            info = await client.info("all")
+            given = await cast("Awaitable[Mapping[Any, Any]]", client.config_get(*REQUIRED))
+    except TierUnavailable as error:
+        raise ServiceMissing(f"{error}; start a Redis >= 7.0 or Valkey there, or set warm.url") from error
+    except TierError as error:
+        raise ServiceMissing(f"{error}; the user of warm.url needs INFO and CONFIG GET") from error
+    settings = {_text(key): _text(value) for key, value in given.items()}
+    fault = _fault(info, settings)
+    if fault:
+        raise ServiceMissing(f"{where}: {fault}")
+
+
+def _fault(info: Mapping[str, Any], settings: Mapping[str, str]) -> str | None:
+    """Return what is wrong with the server, and the fix. Pure."""
+    version = str(info.get("redis_version", "0.0"))
+    if tuple(map(int, version.split(".")[:2])) < OLDEST:
+        return f"the server is version {version}; 7.0 is the oldest that will do"
+    if info.get("cluster_enabled"):
+        return "the server runs in cluster mode; warm needs a single server of its own"
+    if info.get("role") != "master":
+        return "the server is a replica; set warm.url to its primary"
+    for name, value in REQUIRED.items():
+        if settings.get(name) != value:
+            fix = f"redis-cli CONFIG SET {name} {value}"
+            return f"{name} is {settings.get(name)!r} and must be {value!r}; run `{fix}` and put it into the server's file"
+    if info.get("aof_last_write_status") != "ok":
+        return f"the last write to its append-only file failed ({info.get('aof_last_write_status')}); check its disk"
+    if info.get("aof_rewrite_in_progress") and not info.get("aof_base_size"):
+        return "appendonly was switched on a moment ago and its first file is not complete; start again in a moment"
+    return None
+
+
+def _text(value: bytes | str) -> str:
+    return value.decode() if isinstance(value, bytes) else value

@@ -1,0 +1,265 @@
+"""WarmMemory: packed rows in a Redis (>= 7.0) or Valkey of its own; one value an id, the newest that was stored.
+
+Keys are in warm_keys, the scripts that write in warm_scripts, the connection in valkey. A write is one script call of
+at most `rows_per_call` rows of one bucket, with the partition's epoch: durable at its reply under `appendfsync
+always`, and a big call is one fsync.
+
+All calls of one `store` happen or none does: room for the whole batch is checked before the first, only the first can
+be refused for memory, and a server that goes away between two is an unknown outcome.
+
+Back of the envelope, 256 floats and 150 bytes of payload (1.25 KB packed): 1.4-1.7 KB of the server's memory a row
+(malloc and jemalloc), @STORE rows/s stored and @GET rows/s read by one caller.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+
+import msgspec
+import numpy as np
+import pyarrow as pa
+from redis.asyncio import Redis
+
+from tiers import codec, record, valkey
+from tiers.alone import find, open_alone, settle
+from tiers.errors import Fenced, OutcomeUnknown, SettingsError, TierCorrupt, TierFull, TierUnavailable
+from tiers.index import Index
+from tiers.record import Int64s, Row
+from tiers.tier import NO_SLOT, Location, Query, Receipt, Result, TierName, Usage
+from tiers.warm_keys import PREFIX, Keys
+from tiers.warm_scripts import EVICT, RAISE, ROWS_MAX, STORE, STORE_ON
+
+CALL_BYTES = 8 * 1024 * 1024  # aimed at, for rows with large payloads
+PAGE_ROWS = 1_000  # asked for at once by MGET and SCAN, dropped at once by UNLINK
+BATCH_ROWS_MAX = 8_192
+ROOM_PER_BYTE, ROOM_PER_ROW = 1.25, 192  # the allocator's rounding; key, entry and object headers
+PROOF = "reply under appendfsync always"
+
+
+class WarmSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`buckets` a partition are what a cluster could spread; `bytes_limit` 0 = the server's maxmemory."""
+
+    url: str = "redis://127.0.0.1:6379/0"
+    prefix: str = "isotherm"
+    buckets: int = 4
+    rows_per_call: int = 250
+    bytes_limit: int = 0
+    timeout_ms: int = 5_000
+    connections: int = 16
+
+    def __post_init__(self) -> None:
+        """Raise SettingsError for what cannot work."""
+        if not PREFIX.fullmatch(self.prefix):
+            raise SettingsError(f"warm.prefix: {self.prefix!r} is not 1-64 of letters, digits, '.', '_' and '-'")
+        if not 1 <= self.rows_per_call <= ROWS_MAX:
+            raise SettingsError(f"warm.rows_per_call: {self.rows_per_call} is not within 1 and {ROWS_MAX}")
+        if min(self.buckets, self.timeout_ms, self.connections) < 1 or self.bytes_limit < 0:
+            raise SettingsError("warm: buckets, timeout_ms and connections are at least 1, bytes_limit at least 0")
+
+
+def connect(settings: WarmSettings) -> Redis:
+    """Return a client of the tier's server, for those who need it before the tier is open (the lease)."""
+    return valkey.connect(settings.url, connections=settings.connections, timeout_ms=settings.timeout_ms)
+
+
+class WarmMemory:
+    """The warm tier. `client` holds its connections. Used alone, one process at a time owns all partitions."""
+
+    name = TierName.WARM
+
+    def __init__(
+        self, client: Redis, settings: WarmSettings, shape: pa.Schema, partitions: int, index: Index | None
+    ) -> None:
+        self.client, self.shape, self.partitions = client, shape, partitions
+        self.index = index or Index.of(shape)
+        self._alone = index is None
+        self._settings = settings
+        self._keys = Keys(settings.prefix, partitions, settings.buckets)
+        self._epochs: dict[int, int] = {}
+        self._reserved = 0  # bytes of the batches being stored
+
+    @classmethod
+    async def open(
+        cls, settings: WarmSettings, shape: pa.Schema, *, partitions: int, index: Index | None = None
+    ) -> WarmMemory:
+        """Connect, check the server, and when used alone raise the epoch of every partition and read all rows.
+
+        With an `index` the caller raises the epochs (`raise_epoch`) before it stores. ServiceMissing says what to do.
+        """
+        warm = cls(connect(settings), settings, shape, partitions, index)
+        try:
+            await valkey.check(warm.client)
+            await warm._check_layout()
+            if warm._alone:
+                for partition, present in (await warm.epochs()).items():
+                    await warm._raise(partition, present + 1, present)
+                await open_alone(warm, warm.index, partitions)
+        except BaseException:
+            await warm.cleanup()
+            raise
+        return warm
+
+    async def cleanup(self) -> None:
+        """Close the connections."""
+        await self.client.aclose()
+
+    async def _check_layout(self) -> None:
+        """Refuse rows that were laid out for other numbers: they would not be found again."""
+        wanted = self._keys.layout_text
+        held = await valkey.send(self.client, "GET", self._keys.layout)
+        held = held or await valkey.send(self.client, "SET", self._keys.layout, wanted, "NX", "GET") or wanted.encode()
+        if held.decode() != wanted:
+            raise SettingsError(
+                f"warm.buckets: the rows under {self._settings.prefix!r} at {valkey.address(self.client)} are laid out "
+                f"for {held.decode()}, not {wanted}; set these again, or another warm.prefix"
+            )
+
+    # -- epochs ------------------------------------------------------------------------------------------------------
+
+    async def epochs(self) -> dict[int, int]:
+        """Return the highest epoch present of each partition, 0 where there is none."""
+        with valkey.reading(self.client):
+            found = await self.client.mget([key for p in range(self.partitions) for key in self._keys.epochs(p)])
+        present = np.array([int(value or 0) for value in found], np.int64).reshape(self.partitions, -1)
+        return dict(enumerate(present.max(axis=1).tolist()))
+
+    async def raise_epoch(self, partition: int, epoch: int) -> None:
+        """Let only writes of `epoch` pass from now on, durably; Fenced if a higher one is there already."""
+        await self._raise(partition, epoch, epoch)
+
+    async def _raise(self, partition: int, epoch: int, present_max: int) -> None:
+        for key in self._keys.epochs(partition):
+            await RAISE.run(self.client, [key], epoch, present_max)
+        self._epochs[partition] = epoch
+
+    def _epoch(self, partition: int) -> int:
+        if partition not in self._epochs:
+            raise Fenced(f"this process has raised no epoch for partition {partition}, so it may not write there")
+        return self._epochs[partition]
+
+    # -- writing -----------------------------------------------------------------------------------------------------
+
+    async def store(self, batch: pa.RecordBatch) -> Receipt:
+        """Put each row if newer than the value of its id. The server decides, not the index.
+
+        The index cannot: a row about to be stored is queued there already, and has no slot to tell it from a held one.
+        TierFull, TierUnavailable: nothing is stored. OutcomeUnknown: any part of the batch may be, now or later.
+        """
+        unique = record.newest(batch)
+        need = int(unique.nbytes * ROOM_PER_BYTE) + unique.num_rows * ROOM_PER_ROW
+        self._reserved += need
+        try:
+            await self._check_room(need)
+            held = await self._put(unique)
+        finally:
+            self._reserved -= need
+        slots = np.full(unique.num_rows, NO_SLOT, np.int64)
+        receipt = Receipt(self.name, unique["id"].to_pylist(), record.versions_of(unique), slots, held, PROOF)
+        if self._alone:
+            await settle(self, self.index, self.partitions, receipt, batch)
+        return receipt
+
+    async def _check_room(self, need: int) -> None:
+        usage = await self.usage()
+        if usage.bytes_limit and usage.bytes + self._reserved > usage.bytes_limit:
+            raise TierFull(
+                f"warm at {valkey.address(self.client)} holds {usage.bytes:,} of {usage.bytes_limit:,} bytes: "
+                f"no room for {need:,} more"
+            )
+
+    async def _put(self, unique: pa.RecordBatch) -> Int64s:
+        """Store rows of distinct ids; returns the version held of each. Packed a call at a time, to spare the loop."""
+        held = np.empty(unique.num_rows, np.int64)
+        row_bytes = max(1, unique.nbytes // max(1, unique.num_rows))
+        rows_max = max(1, min(self._settings.rows_per_call, CALL_BYTES // row_bytes))
+        partition = record.partitions(unique["id"], self.partitions)
+        epochs = {each: self._epoch(each) for each in np.unique(partition).tolist()}
+        script = STORE
+        for call in self._keys.calls(unique["id"].to_pylist(), partition, rows_max):
+            packed = codec.encode_batch(unique.take(pa.array(call.rows)))
+            try:
+                reply = await script.run(self.client, call.keys, epochs[call.partition], *packed)
+            except (TierFull, TierUnavailable) as error:
+                if script is STORE:
+                    raise
+                raise OutcomeUnknown(f"only a part of a batch was stored: {error}") from error
+            held[call.rows] = np.frombuffer(reply, "<i8")
+            script = STORE_ON
+        return held
+
+    async def evict(self, keys: Sequence[Location], receipt: Receipt | None) -> int:  # noqa: ARG002 the version is the proof
+        """Drop the ids whose value has exactly this version; the others stay."""
+        versions = np.array([where.version for where in keys], "<i8")
+        partition = np.array([where.partition for where in keys], np.int32)
+        dropped = 0
+        for call in self._keys.calls([where.id for where in keys], partition, PAGE_ROWS):
+            epoch = self._epoch(call.partition)
+            dropped += await EVICT.run(self.client, call.keys, epoch, versions[call.rows].tobytes())
+        return dropped
+
+    async def clear(self) -> None:
+        """Delete every row, durably; the epochs stay."""
+        async for page in self._pages():
+            for partition, keys in self._keys.calls_of(page):
+                await EVICT.run(self.client, keys, self._epoch(partition))
+        if self._alone:
+            self.index = Index.of(self.shape, self.index.metric)
+
+    # -- reading -----------------------------------------------------------------------------------------------------
+
+    async def get(self, locations: Sequence[Location]) -> list[Row | None]:
+        """Return the rows that have exactly these versions; TierCorrupt for bytes that are not what was stored."""
+        found: list[Row | None] = []
+        for start in range(0, len(locations), PAGE_ROWS):
+            page = locations[start : start + PAGE_ROWS]
+            rows = await self._fetch([self._keys.row(where.partition, where.id) for where in page])
+            found += [
+                row if row is not None and row.version == where.version else None
+                for where, row in zip(page, rows, strict=True)
+            ]
+        return found
+
+    async def retrieve(self, query: Query) -> Result:
+        """Answer from this tier alone, through the index."""
+        return await find(self, self.index, query)
+
+    async def retrieve_all(self) -> AsyncIterator[pa.RecordBatch]:
+        """Yield every row; `slot` is NO_SLOT. Each once: SCAN repeats keys, so their names are kept meanwhile."""
+        seen: set[bytes] = set()
+        async for page in self._pages():
+            keys = [key for key in dict.fromkeys(page) if key not in seen]
+            seen.update(keys)
+            rows = [row for row in await self._fetch(keys) if row is not None]
+            for start in range(0, len(rows), BATCH_ROWS_MAX):
+                batch = record.to_batch(rows[start : start + BATCH_ROWS_MAX], self.shape)
+                yield batch.append_column("slot", pa.array(np.full(batch.num_rows, NO_SLOT, np.int64)))
+
+    async def usage(self) -> Usage:
+        """Return the rows at home here, the server's memory, and the limit."""
+        with valkey.reading(self.client):
+            memory = await self.client.info("memory")
+        limit = self._settings.bytes_limit or int(memory["maxmemory"])
+        return Usage(self.index.rows(self.name), int(memory["used_memory"]), bytes_limit=limit)
+
+    async def _pages(self) -> AsyncIterator[list[bytes]]:
+        """Yield the keys of all rows, some perhaps twice."""
+        cursor = None
+        while cursor != 0:
+            with valkey.reading(self.client):
+                cursor, keys = await self.client.scan(cursor or 0, self._keys.rows_pattern, PAGE_ROWS)
+            yield [key for key in keys if self._keys.parse(key)]
+
+    async def _fetch(self, keys: Sequence[bytes]) -> list[Row | None]:
+        """Return the rows under these keys, None where there is none."""
+        if not keys:
+            return []
+        with valkey.reading(self.client):
+            values = await self.client.mget(keys)
+        return [None if value is None else self._unpack(key, value) for key, value in zip(keys, values, strict=True)]
+
+    def _unpack(self, key: bytes, value: bytes) -> Row:
+        row = codec.decode(value)
+        found = self._keys.parse(key)
+        if found is None or row.id.encode() != found[2]:
+            raise TierCorrupt(f"the key {key!r} holds the row of another id")
+        return row

@@ -1,0 +1,101 @@
+"""The names of warm's keys, and which of them may travel in one script call. Pure.
+
+    {prefix:partition:bucket}:<id>      a row
+    {prefix:partition:bucket}!epoch     the ownership epoch, once a bucket, so that every script finds it in its own slot
+    {prefix}!layout                     partitions and buckets: the two numbers that the other names depend on
+
+What stands in braces is Redis's hash tag: keys with the same one live in the same slot of a cluster.
+"""
+
+from __future__ import annotations
+
+import re
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from tiers.record import Int64s
+
+PREFIX = re.compile(r"[A-Za-z0-9._-]{1,64}")  # nothing that has a meaning in a pattern or a hash tag
+
+
+class Call(NamedTuple):
+    """`keys`: the epoch's, then one a row. `rows`: which rows of the caller's sequence they are."""
+
+    partition: int
+    keys: list[bytes]
+    rows: Int64s
+
+
+@dataclass(frozen=True)
+class Keys:
+    """The names under one prefix."""
+
+    prefix: str
+    partitions: int
+    buckets: int
+    _row: re.Pattern[bytes] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        """Compile what recognises a row."""
+        pattern = rb"(\{%b:(\d+):\d+\}):(.+)" % re.escape(self.prefix).encode()
+        object.__setattr__(self, "_row", re.compile(pattern, re.DOTALL))
+
+    @property
+    def layout(self) -> str:
+        """The key that records the numbers, beside `layout_text`, its value."""
+        return f"{{{self.prefix}}}!layout"
+
+    @property
+    def layout_text(self) -> str:
+        """The numbers that the names depend on."""
+        return f"partitions={self.partitions} buckets={self.buckets}"
+
+    @property
+    def rows_pattern(self) -> str:
+        """A pattern for SCAN that matches every row; `parse` tells rows from the rest."""
+        return f"{{{self.prefix}:[0-9]*:[0-9]*}}:*"
+
+    def row(self, partition: int, identifier: str) -> bytes:
+        """Return the key of a row."""
+        packed = identifier.encode()
+        return b"%b:%b" % (self._tag(partition, zlib.crc32(packed) % self.buckets), packed)
+
+    def epochs(self, partition: int) -> list[bytes]:
+        """Return the epoch keys of a partition."""
+        return [self._tag(partition, bucket) + b"!epoch" for bucket in range(self.buckets)]
+
+    def parse(self, key: bytes) -> tuple[bytes, int, bytes] | None:
+        """Return (tag, partition, id) of a row's key, None for any other key."""
+        found = self._row.fullmatch(key)
+        return (found[1], int(found[2]), found[3]) if found else None
+
+    def calls(self, ids: Sequence[str], partition: npt.NDArray[np.int32], rows_max: int) -> Iterator[Call]:
+        """Cut rows into calls of at most `rows_max`, each of one bucket."""
+        packed = [identifier.encode() for identifier in ids]
+        bucket = np.fromiter((zlib.crc32(each) % self.buckets for each in packed), np.int64, len(packed))
+        slot = partition * np.int64(self.buckets) + bucket
+        order = np.argsort(slot, kind="stable").astype(np.int64)
+        for group in np.split(order, np.flatnonzero(np.diff(slot[order])) + 1):
+            for start in range(0, len(group), rows_max):
+                rows = group[start : start + rows_max]
+                owner, at = divmod(int(slot[rows[0]]), self.buckets)
+                tag = self._tag(owner, at)
+                yield Call(owner, [tag + b"!epoch", *(b"%b:%b" % (tag, packed[row]) for row in rows.tolist())], rows)
+
+    def calls_of(self, keys: Iterable[bytes]) -> Iterator[tuple[int, list[bytes]]]:
+        """Group keys of rows by bucket: (partition, the epoch's key and theirs)."""
+        by_tag: dict[tuple[bytes, int], list[bytes]] = {}
+        for key in keys:
+            found = self.parse(key)
+            if found:
+                by_tag.setdefault(found[:2], []).append(key)
+        for (tag, partition), group in by_tag.items():
+            yield partition, [tag + b"!epoch", *group]
+
+    def _tag(self, partition: int, bucket: int) -> bytes:
+        return b"{%b:%d:%d}" % (self.prefix.encode(), partition, bucket)
