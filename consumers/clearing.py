@@ -73,9 +73,11 @@ class Clearing:
     async def _clear_below(self, tier: TierName, partition: int) -> int:
         target = TierName.COLD if tier is TierName.WARM else TierName.WARM
         position = self._ingest.applied(partition)
-        while dirty := [w for w in self._homes(TierName.HOT, partition) if record.unpack_version(w.version)[1] < position]:
-            keys = [(where.id, where.version) for where in dirty[:ROWS_MAX]]
-            await self._mover.move(partition, TierName.HOT, target, "cleared", keys)
+        while dirty := [
+            w for w in self._homes(TierName.HOT, partition) if record.unpack_version(w.version)[1] < position
+        ]:
+            pairs = [(where.id, where.version) for where in dirty[:ROWS_MAX]]
+            await self._mover.move(partition, TierName.HOT, target, "cleared", pairs)
         await self._commit.step()
         await self._evict_older(partition)
         keys = self._homes(tier, partition)

@@ -86,7 +86,7 @@ class Mover:
             self._unqueue(target, pending)
         await self._changes.publish(partition, source, target, reason, receipt.ids, receipt.versions)
         moved = self._rewrite_home(source, target, batch, receipt, stored, sources)
-        evicted = await self._evict(source, partition, sources, receipt)
+        evicted = await self._evict(source, sources, receipt)
         self.moved[source.word, target.word] = self.moved.get((source.word, target.word), 0) + moved
         log.info(
             "batch.moved", partition=partition, source=source.word, target=target.word, rows=moved, evicted=evicted
@@ -127,7 +127,7 @@ class Mover:
             self._watermarks[sources[0].partition].settle(record.offsets(receipt.versions[same]))
         return int(same.sum())
 
-    async def _evict(self, tier: TierName, partition: int, keys: Sequence[Location], receipt: Receipt | None) -> int:
+    async def _evict(self, tier: TierName, keys: Sequence[Location], receipt: Receipt | None) -> int:
         """Evict rows that are no home, and take them out of the queue once answered.
 
         Looked at again here, in the lane: a row that has become the home meanwhile only leaves the queue (R3).
@@ -150,7 +150,7 @@ class Mover:
     async def evict_queued(self, partition: int, tier: TierName, limit: int) -> int:
         """Evict up to `limit` superseded rows of a partition from warm or cold (glacier's go by `compact`)."""
         waiting = self._index.queue.list(partition, tier, limit)
-        return await self._evict(tier, partition, waiting, None) if waiting else 0
+        return await self._evict(tier, waiting, None) if waiting else 0
 
     async def rewrite_glacier(self, partition: int, drop: Sequence[Location]) -> int:
         """Drop rows from glacier and follow the others to where the new files hold them."""

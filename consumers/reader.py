@@ -100,8 +100,8 @@ class Reader:
             if not begins[tp] <= start <= ends[tp]:
                 raise SettingsError(
                     f"{tp.topic}[{tp.partition}]: the committed offset {start} is outside the log "
-                    f"[{begins[tp]}, {ends[tp]}]: it was truncated or created anew. Restore the topic, or start with an "
-                    "empty data directory and another kafka.prefix"
+                    f"[{begins[tp]}, {ends[tp]}]: it was truncated or created anew. Restore the topic, or start with "
+                    "an empty data directory and another kafka.prefix"
                 )
             self._consumer.seek(tp, start)
             starts[tp.partition] = start

@@ -51,7 +51,8 @@ class Watermark:
             return
         runs = np.searchsorted(self._firsts, offsets, side="right") - 1
         assert runs.min() >= 0, "a row below the watermark was settled again"
-        for run, count in zip(*map(np.ndarray.tolist, np.unique(runs, return_counts=True)), strict=True):
+        dirty_runs, counts = np.unique(runs, return_counts=True)
+        for run, count in zip(dirty_runs.tolist(), counts.tolist(), strict=True):
             self._dirty[run] -= count
             assert self._dirty[run] >= 0, "more rows were settled than were dirty"
         clean = next((at for at, dirty in enumerate(self._dirty) if dirty), len(self._dirty))

@@ -29,7 +29,7 @@ from consumers.ingest import Ingest
 from consumers.lane import Lane
 from consumers.lease import Lease
 from consumers.mover import Mover
-from consumers.reader import RECORDS_MAX, Reader
+from consumers.reader import RECORDS_MAX, Handler, Reader
 from consumers.upkeep import Upkeep
 from consumers.watermark import Watermark
 from pipeline.embed import load_embedder
@@ -157,13 +157,13 @@ async def open_node(settings: Settings) -> AsyncIterator[Node]:
         ingest.cleared_below = {int(partition): offset for partition, offset in manifest.cleared_below.items()}
         heat = Heat(index, settings.policy.heat_half_life_s)
         lanes = {partition: Lane(partition, settings.move.lane_jobs_max) for partition in owned}
-        mover = Mover(index, tiers, changes, shape, watermarks, lambda partition: commit.acknowledged(partition))
+        mover = Mover(index, tiers, changes, shape, watermarks, lambda p: commit.acknowledged(p))  # noqa: PLW0108 - made below
 
         async def usages() -> Mapping[TierName, Usage]:
             return {name: await tier.usage() for name, tier in tiers.items()}
 
         demote = Demote(settings.move, settings.policy, index, mover, lanes, usages)
-        handlers = {topics.memories: ingest, topics.access: heat, topics.age: demote}
+        handlers: dict[str, Handler] = {topics.memories: ingest, topics.access: heat, topics.age: demote}
         resume_rows = min(2 * RECORDS_MAX, settings.hot.capacity_rows // 4)
         reader = Reader(settings.kafka, owned, topics.memories, handlers, ingest, resume_rows)
         await stack.enter_async_context(reader)

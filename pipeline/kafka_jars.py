@@ -1,6 +1,6 @@
 """Apache Kafka's jars for the local broker: fetched by Maven, each held against the committed sha256 list.
 
-Maven has no lock file of its own, so compose/kafka/jars.sha256 is it: a missing, additional or different jar is refused.
+Maven has no lock file of its own, so compose/kafka/jars.sha256 is it: a missing, extra or different jar is refused.
 """
 
 from __future__ import annotations
@@ -71,7 +71,9 @@ def resolve(scratch: Path) -> Path:
     """Let Maven copy the jars that the pom asks for; returns their folder."""
     maven = shutil.which("mvn")
     if maven is None:
-        raise ServiceMissing("Maven is not on the PATH; install it (Debian: apt-get install maven) and run `make setup`")
+        raise ServiceMissing(
+            "Maven is not on the PATH; install it (Debian: apt-get install maven) and run `make setup`"
+        )
     pom = data("compose", "kafka", "pom.xml")
     command = [maven, "-q", "-B", "-f", str(pom), PLUGIN, "-DincludeScope=runtime", f"-DoutputDirectory={scratch}/libs"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=FETCH_TIMEOUT_S, check=False)  # noqa: S603

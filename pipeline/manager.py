@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -20,6 +21,7 @@ from tiers.errors import InvalidRecord, Replaying
 from tiers.record import Floats, Row
 from tiers.tier import Query, Result, TierName
 
+CLEANUP_ROWS = 10_000  # rows evicted in one job
 LIST_ROWS = 1_000  # rows fetched and yielded together when everything is listed
 
 
@@ -128,8 +130,8 @@ class MemoryManager:
         for partition, lane in node.lanes.items():
             for tier in (TierName.WARM, TierName.COLD):
                 while node.index.queue.list(partition, tier, 1):
-                    await lane.perform(lambda p=partition, t=tier: node.mover.evict_queued(p, t, 10_000))
-            await lane.perform(lambda p=partition: node.mover.compact(p, 10_000))
+                    await lane.perform(partial(node.mover.evict_queued, partition, tier, CLEANUP_ROWS))
+            await lane.perform(partial(node.mover.compact, partition, CLEANUP_ROWS))
         await node.commit.step()
 
     # -- looking -----------------------------------------------------------------------------------------------------
@@ -138,7 +140,8 @@ class MemoryManager:
         """Return the vector of a text; InvalidRecord when the node has no embedder."""
         if self.node.embed is None:
             raise InvalidRecord("text_without_embedder", "this node has no embedder; send a vector, or set embedder")
-        return self.node.embed([text])[0]
+        vector: Floats = self.node.embed([text])[0]
+        return vector
 
     def freshness(self) -> dict[str, Any]:
         """Return the applied offsets and how far behind the log the slowest partition is, in ms."""

@@ -293,4 +293,3 @@ def _tiers(names: list[str] | None) -> frozenset[TierName]:
         if name not in known:
             raise InvalidRecord("tiers", f"{name!r} is no tier; they are {', '.join(known)}")
     return frozenset(known[name] for name in names)
-

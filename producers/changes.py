@@ -1,4 +1,4 @@
-"""Announces moves on the changes topic: in order within a partition, at least once (R4: before the home is rewritten)."""
+"""Announces moves on the changes topic: in order within a partition, at least once, before a home is rewritten (R4)."""
 
 from __future__ import annotations
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import hashlib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -147,7 +148,9 @@ class EventDecoder:
             raise InvalidRecord("vector_missing", f"give exactly one of vector, vector_b64 and text, not {given}")
         if event.vector_b64 is not None:
             if len(event.vector_b64) != 4 * self.dim:
-                raise InvalidRecord("vector_dim", f"vector_b64 holds {len(event.vector_b64) / 4:g} floats, not {self.dim}")
+                raise InvalidRecord(
+                    "vector_dim", f"vector_b64 holds {len(event.vector_b64) / 4:g} floats, not {self.dim}"
+                )
             vector = np.frombuffer(event.vector_b64, "<f4")
         elif event.vector is not None:
             with np.errstate(over="ignore"):
@@ -347,8 +350,6 @@ def dead_letter(
     value, key = message.value, message.key
     size = len(value or b"") + len(key or b"") + sum(len(name) + len(item or b"") for name, item in message.headers)
     if size > DEAD_LETTER_BYTES_MAX:
-        import hashlib  # only here: a letter this large is rare
-
         headers.append(("isotherm-sha256", hashlib.sha256(value or b"").hexdigest().encode()))
         return None, None, headers
     headers += [(f"original-{name}", item) for name, item in message.headers]

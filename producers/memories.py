@@ -107,7 +107,9 @@ class MemoryProducer:
     def token(self, positions: list[Position]) -> str:
         """Return the token that covers these positions; LogUnavailable when the broker did not say where one is."""
         if any(position.offset == UNKNOWN_OFFSET for position in positions):
-            raise LogUnavailable("the broker confirmed a message without its position: it is in the log, without a token")
+            raise LogUnavailable(
+                "the broker confirmed a message without its position: it is in the log, without a token"
+            )
         highest: dict[int, int] = {}
         for partition, offset in positions:
             highest[partition] = max(offset, highest.get(partition, offset))

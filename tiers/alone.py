@@ -14,7 +14,7 @@ import pyarrow as pa
 from tiers import read, record
 from tiers.index import Index
 from tiers.record import Int64s
-from tiers.tier import Location, Query, Receipt, Result, Tier, TierName
+from tiers.tier import Query, Receipt, Result, Tier, TierName
 
 
 @dataclass(frozen=True, slots=True)

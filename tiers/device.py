@@ -34,7 +34,7 @@ class Device(Protocol):
     def best(
         self, matrix: Any, scale: Any, ranges: list[tuple[int, int]], mask: npt.NDArray[np.bool_], query: Floats, k: int
     ) -> tuple[npt.NDArray[np.intp], Floats]:
-        """Return the row numbers and scores of the k best rows in these [start, end) ranges where host `mask` is set."""
+        """Return the rows and scores of the k best in these [start, end) ranges where the host's `mask` is set."""
 
 
 class HostDevice:
@@ -115,9 +115,7 @@ class CudaDevice:
         return np.asarray(self.xp.asnumpy(device_array))
 
 
-def _merge(
-    rows: list[npt.NDArray[np.intp]], found: list[Floats], k: int
-) -> tuple[npt.NDArray[np.intp], Floats]:
+def _merge(rows: list[npt.NDArray[np.intp]], found: list[Floats], k: int) -> tuple[npt.NDArray[np.intp], Floats]:
     """Return the k best of several best lists, ties by row number."""
     if not rows:
         return np.zeros(0, np.intp), np.zeros(0, np.float32)

@@ -58,7 +58,7 @@ class Slab:
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """What one scan reads: the slabs as they were, and a copied bitmap. Slabs freed since are not reused before it ends."""
+    """What one scan reads: the slabs as they were and a copied bitmap; no slab freed since is reused before it ends."""
 
     number: int
     slabs: list[tuple[int, Slab]]
@@ -97,7 +97,6 @@ class HotMemory:
         self._scans: set[int] = set()
         self._begun = 0
         self._thread = SerialExecutor("hot")
-        self._scale_of = lambda vectors: score.scales(vectors, self.index.metric)
 
     @classmethod
     async def open(
@@ -155,7 +154,7 @@ class HotMemory:
             await self._thread.run(self._copy, jobs, vectors)
 
     def _copy(self, jobs: list[tuple[int, int, int]], vectors: Floats) -> None:
-        scale = self._scale_of(vectors)
+        scale = score.scales(vectors, self.index.metric)
         for start, done, step in jobs:
             self.device.upload(self._vectors, start, vectors[done : done + step])
             self.device.upload(self._scale, start, scale[done : done + step])
@@ -252,7 +251,7 @@ class HotMemory:
         row = record.row_at(*self._slabs[where.slot // self._rows].find(where.slot % self._rows))
         return row if row.id == where.id else None
 
-    async def evict(self, keys: Sequence[Location], receipt: Receipt | None) -> int:
+    async def evict(self, keys: Sequence[Location], receipt: Receipt | None) -> int:  # noqa: ARG002 - see Tier
         """See Tier."""
         return self.evict_now(keys)
 

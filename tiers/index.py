@@ -62,7 +62,8 @@ class Index:
 
     def newer(self, ids: Sequence[str], versions: Int64s) -> npt.NDArray[np.bool_]:
         """Return which rows are newer than what is known of their id."""
-        return versions > self._known(ids)
+        fresh: npt.NDArray[np.bool_] = versions > self._known(ids)
+        return fresh
 
     def held(self, tier: TierName, identifier: str) -> list[tuple[int, int]]:
         """Return (version, slot) of every physical row of the id in the tier: home, copy or queued."""
@@ -151,7 +152,7 @@ class Index:
     ) -> npt.NDArray[np.bool_]:
         """Rewrite the home of each id whose version is unchanged; returns which were. `vectors` become codes."""
         numbers = np.array([self._entry.get(identifier, -1) for identifier in ids], np.int64)
-        same = (numbers >= 0) & (self._known(ids) == versions)
+        same: npt.NDArray[np.bool_] = (numbers >= 0) & (self._known(ids) == versions)
         deleted = np.zeros(len(ids), bool)
         for at in np.flatnonzero(same).tolist():
             segment, row = self._at(int(numbers[at]))

@@ -36,7 +36,7 @@ class Scans(Protocol):
 async def resolve(
     index: Index, tiers: Mapping[TierName, Tier], ids: Sequence[str], missed: set[str]
 ) -> dict[str, tuple[Row, TierName]]:
-    """Return the newest row of each id that has one in these tiers; names of tiers that did not answer go to `missed`."""
+    """Return the newest row of each id at home in these tiers; tiers that did not answer are named in `missed`."""
     found: dict[str, tuple[Row, TierName]] = {}
     wanted = list(dict.fromkeys(ids))
     for _ in range(LOOKS_MAX):

@@ -171,17 +171,20 @@ def newest(batch: pa.RecordBatch) -> pa.RecordBatch:
 
 def versions_of(batch: pa.RecordBatch) -> Int64s:
     """Return the version column without a copy."""
-    return batch["version"].to_numpy()
+    versions: Int64s = batch["version"].to_numpy()
+    return versions
 
 
 def times_of(batch: pa.RecordBatch, column: str) -> Int64s:
     """Return a timestamp column as ms since 1970, 0 where null."""
-    return batch[column].cast(pa.int64()).fill_null(0).to_numpy()
+    times: Int64s = batch[column].cast(pa.int64()).fill_null(0).to_numpy()
+    return times
 
 
 def deleted_of(batch: pa.RecordBatch) -> npt.NDArray[np.bool_]:
     """Return which rows are tombstones."""
-    return batch["deleted"].to_numpy(zero_copy_only=False)
+    deleted: npt.NDArray[np.bool_] = batch["deleted"].to_numpy(zero_copy_only=False)
+    return deleted
 
 
 def vectors_of(batch: pa.RecordBatch) -> Floats:
@@ -189,7 +192,8 @@ def vectors_of(batch: pa.RecordBatch) -> Floats:
     column = batch["vector"]
     dim = column.type.list_size
     if column.null_count == 0:
-        return column.flatten().to_numpy().reshape(len(column), dim)
+        whole: Floats = column.flatten().to_numpy().reshape(len(column), dim)
+        return whole
     out = np.zeros((len(column), dim), np.float32)
     out[column.is_valid().to_numpy(zero_copy_only=False)] = column.flatten().to_numpy().reshape(-1, dim)
     return out

@@ -135,7 +135,7 @@ class Tier(Protocol):
         """Return the rows at these locations; None where another version, or nothing, lies there now."""
 
     async def evict(self, keys: Sequence[Location], receipt: Receipt | None) -> int:
-        """Drop exactly these (id, version, slot), durably; None as receipt = the caller vouches that they are superseded.
+        """Drop exactly these rows, durably; without a receipt the caller vouches that they are superseded.
 
         Idempotent: what is not there (any more) is skipped. Returns how many rows were dropped.
         """

@@ -80,7 +80,7 @@ async def send(client: Redis, *command: Argument) -> Any:
     """
     pool = cast("BlockingConnectionPool", client.connection_pool)
     with reading(client):  # until here nothing has left
-        connection = await pool.get_connection()
+        connection = await pool.get_connection()  # type: ignore[no-untyped-call]
     try:
         await connection.send_command(*command)
         return await connection.read_response()
@@ -105,7 +105,7 @@ def meaning(error: wrong.RedisError, where: str) -> TierError | Fenced:
     if code in ("CORRUPT", "WRONGTYPE"):
         return TierCorrupt(f"{where}: {text}")
     if code in REFUSALS or isinstance(error, (wrong.BusyLoadingError, wrong.ReadOnlyError)):
-        return TierUnavailable(f"{where} refused: {text}")
+        return TierUnavailable(f"{where} refused, {code}: {text}")
     return TierError(f"{where}: {text}")
 
 
@@ -118,6 +118,12 @@ def reading(client: Redis) -> Iterator[None]:
         raise meaning(error, address(client)) from error
     except (wrong.RedisError, OSError) as error:
         raise TierUnavailable(f"{address(client)} does not answer: {error}") from error
+
+
+async def claim(client: Redis, key: str, value: str) -> str:
+    """Return what is held under `key`, which is `value` if nothing was."""
+    held = await send(client, "GET", key) or await send(client, "SET", key, value, "NX", "GET")
+    return value if held is None else _text(held)
 
 
 async def check(client: Redis) -> None:
@@ -140,21 +146,24 @@ async def check(client: Redis) -> None:
 def _fault(info: Mapping[str, Any], settings: Mapping[str, str]) -> str | None:
     """Return what is wrong with the server, and the fix. Pure."""
     version = str(info.get("redis_version", "0.0"))
-    if tuple(map(int, version.split(".")[:2])) < OLDEST:
-        return f"the server is version {version}; 7.0 is the oldest that will do"
-    if info.get("cluster_enabled"):
-        return "the server runs in cluster mode; warm needs a single server of its own"
-    if info.get("role") != "master":
-        return "the server is a replica; set warm.url to its primary"
+    faults = {
+        f"the server is version {version}; 7.0 is the oldest that will do": _numbers(version) < OLDEST,
+        "the server runs in cluster mode; warm needs a single server of its own": bool(info.get("cluster_enabled")),
+        "the server is a replica; set warm.url to its primary": info.get("role") != "master",
+        "the last write to its append-only file failed; check its disk": info.get("aof_last_write_status") != "ok",
+        "appendonly was switched on just now and its first file is not complete; start again in a moment": bool(
+            info.get("aof_rewrite_in_progress") and not info.get("aof_base_size")
+        ),
+    }
     for name, value in REQUIRED.items():
         if settings.get(name) != value:
-            fix = f"redis-cli CONFIG SET {name} {value}"
-            return f"{name} is {settings.get(name)!r} and must be {value!r}; run `{fix}` and put it into the server's file"
-    if info.get("aof_last_write_status") != "ok":
-        return f"the last write to its append-only file failed ({info.get('aof_last_write_status')}); check its disk"
-    if info.get("aof_rewrite_in_progress") and not info.get("aof_base_size"):
-        return "appendonly was switched on a moment ago and its first file is not complete; start again in a moment"
-    return None
+            found, fix = settings.get(name), f"redis-cli CONFIG SET {name} {value}"
+            return f"{name} is {found!r} and must be {value!r}; run `{fix}` and put it into the server's file"
+    return next((fault for fault, present in faults.items() if present), None)
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(map(int, version.split(".")[:2]))
 
 
 def _text(value: bytes | str) -> str:

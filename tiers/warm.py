@@ -14,6 +14,7 @@ Back of the envelope, 256 floats and 150 bytes of payload (1.25 KB packed): 1.4-
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
+from typing import cast
 
 import msgspec
 import numpy as np
@@ -105,16 +106,12 @@ class WarmMemory:
 
     async def _check_layout(self) -> None:
         """Refuse rows that were laid out for other numbers: they would not be found again."""
-        wanted = self._keys.layout_text
-        held = await valkey.send(self.client, "GET", self._keys.layout)
-        held = held or await valkey.send(self.client, "SET", self._keys.layout, wanted, "NX", "GET") or wanted.encode()
-        if held.decode() != wanted:
+        held = await valkey.claim(self.client, self._keys.layout, self._keys.layout_text)
+        if held != self._keys.layout_text:
             raise SettingsError(
                 f"warm.buckets: the rows under {self._settings.prefix!r} at {valkey.address(self.client)} are laid out "
-                f"for {held.decode()}, not {wanted}; set these again, or another warm.prefix"
+                f"for {held}, not {self._keys.layout_text}; set these again, or another warm.prefix"
             )
-
-    # -- epochs ------------------------------------------------------------------------------------------------------
 
     async def epochs(self) -> dict[int, int]:
         """Return the highest epoch present of each partition, 0 where there is none."""
@@ -136,8 +133,6 @@ class WarmMemory:
         if partition not in self._epochs:
             raise Fenced(f"this process has raised no epoch for partition {partition}, so it may not write there")
         return self._epochs[partition]
-
-    # -- writing -----------------------------------------------------------------------------------------------------
 
     async def store(self, batch: pa.RecordBatch) -> Receipt:
         """Put each row if newer than the value of its id. The server decides, not the index.
@@ -205,8 +200,6 @@ class WarmMemory:
         if self._alone:
             self.index = Index.of(self.shape, self.index.metric)
 
-    # -- reading -----------------------------------------------------------------------------------------------------
-
     async def get(self, locations: Sequence[Location]) -> list[Row | None]:
         """Return the rows that have exactly these versions; TierCorrupt for bytes that are not what was stored."""
         found: list[Row | None] = []
@@ -247,9 +240,9 @@ class WarmMemory:
         while cursor != 0:
             with valkey.reading(self.client):
                 cursor, keys = await self.client.scan(cursor or 0, self._keys.rows_pattern, PAGE_ROWS)
-            yield [key for key in keys if self._keys.parse(key)]
+            yield [key for key in cast("list[bytes]", keys) if self._keys.parse(key)]
 
-    async def _fetch(self, keys: Sequence[bytes]) -> list[Row | None]:
+    async def _fetch(self, keys: list[bytes]) -> list[Row | None]:
         """Return the rows under these keys, None where there is none."""
         if not keys:
             return []

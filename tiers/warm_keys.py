@@ -1,7 +1,7 @@
 """The names of warm's keys, and which of them may travel in one script call. Pure.
 
     {prefix:partition:bucket}:<id>      a row
-    {prefix:partition:bucket}!epoch     the ownership epoch, once a bucket, so that every script finds it in its own slot
+    {prefix:partition:bucket}!epoch     the ownership epoch; one a bucket, so that every script finds it in its slot
     {prefix}!layout                     partitions and buckets: the two numbers that the other names depend on
 
 What stands in braces is Redis's hash tag: keys with the same one live in the same slot of a cluster.
