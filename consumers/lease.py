@@ -65,7 +65,7 @@ class Lease:
         self._renewed: dict[int, float] = {}
 
     @classmethod
-    async def acquire(
+    async def acquire(  # noqa: PLR0917
         cls,
         client: Redis,
         prefix: str,
@@ -126,7 +126,7 @@ class Lease:
             for partition, epoch in self.epochs.items():
                 sent = self._clock()
                 if not await RENEW.run(self._client, self._keys(partition), self._owner, epoch, self._ttl_ms):
-                    del self._renewed[partition]
+                    self._renewed.pop(partition, None)
                     raise Fenced(f"partition {partition} is no longer ours: epoch {epoch} of {self._owner!r} is over")
                 self._renewed[partition] = sent
         except (TierUnavailable, OutcomeUnknown) as error:

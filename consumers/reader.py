@@ -75,6 +75,7 @@ class Reader:
         try:
             await self._consumer.start()
         except KafkaConnectionError as error:
+            await self._consumer.stop()
             raise missing(self._settings.bootstrap) from error
         self._consumer.assign([TopicPartition(topic, p) for topic in self._handlers for p in self._partitions])
         return self

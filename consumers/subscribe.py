@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, Mapping
 from typing import NamedTuple
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
@@ -42,7 +42,7 @@ def decode_cursor(text: str) -> dict[int, int]:
 
 async def subscribe_changes(
     settings: KafkaSettings | None = None, *, start: str = "end", idle_ms: int | None = None
-) -> AsyncIterator[Announced]:
+) -> AsyncGenerator[Announced, None]:
     """Yield changes as they are announced, in order within a partition.
 
     `start` is "beginning", "end" or a cursor. With `idle_ms` the iterator ends when nothing came for so long.
@@ -54,9 +54,6 @@ async def subscribe_changes(
     )
     try:
         await consumer.start()
-    except KafkaConnectionError as error:
-        raise missing(settings.bootstrap) from error
-    try:
         topic = events.Topics.under(settings.prefix).changes
         positions = await _seek(consumer, topic, settings.partitions, start)
         seen: OrderedDict[tuple[str, str, str | None], None] = OrderedDict()
@@ -70,6 +67,8 @@ async def subscribe_changes(
                     change = _unrepeated(events.decode_change(message.value), seen)
                     if change is not None:
                         yield Announced(change, tp.partition, message.offset, encode_cursor(positions))
+    except KafkaConnectionError as error:
+        raise missing(settings.bootstrap) from error
     finally:
         await consumer.stop()
 

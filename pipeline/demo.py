@@ -106,7 +106,7 @@ class World:
 class NodeProcess:
     """`isotherm run` as a child, its log in a file."""
 
-    def __init__(self, directory: Path, stack: Stack) -> None:
+    def __init__(self, directory: Path, stack: Stack, more: dict[str, Any] | None = None) -> None:
         self.log = directory / "node.log"
         self._settings = {
             **SETTINGS,
@@ -114,6 +114,7 @@ class NodeProcess:
             "kafka.bootstrap": stack.kafka,
             "kafka.partitions": PARTITIONS,
             "warm.url": stack.redis,
+            **(more or {}),
         }
         self._child: asyncio.subprocess.Process | None = None
 

@@ -7,7 +7,8 @@ encoding is refused, so that a small request cannot become a large one.
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
+from contextlib import aclosing
 from typing import Any
 
 import msgspec
@@ -49,7 +50,7 @@ class Search(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     exact: bool = False
     deadline_ms: float | None = None
     at_least: str | None = None
-    include: list[str] = ["payload", "attributes"]
+    include: tuple[str, ...] = ("payload", "attributes")
 
 
 class Gateway:
@@ -60,7 +61,6 @@ class Gateway:
         self._settings = manager.node.settings
         self._metrics = Metrics(manager)
         self._streams = 0
-        self.closing = False
         self._decoder = EventDecoder(self._settings.dim, self._settings.attributes, manager.node.embed)
         errors = (IsothermError, Exception)
         self.app = Starlette(
@@ -200,11 +200,10 @@ class Gateway:
         self._streams += 1
         try:
             yield b"retry: 1000\n\n"
-            async for announced in subscribe_changes(self._settings.kafka, start=start):
-                if self.closing:
-                    return
-                body = events.encode_change(announced.change)
-                yield b"id: %s\nevent: change\ndata: %s\n\n" % (announced.cursor.encode(), body)
+            async with aclosing(subscribe_changes(self._settings.kafka, start=start)) as feed:
+                async for announced in feed:
+                    body = events.encode_change(announced.change)
+                    yield b"id: %s\nevent: change\ndata: %s\n\n" % (announced.cursor.encode(), body)
         finally:
             self._streams -= 1
 
@@ -239,7 +238,7 @@ class Gateway:
         return b"".join(parts)
 
 
-def shown(hit: Hit, include: list[str]) -> dict[str, Any]:
+def shown(hit: Hit, include: Sequence[str]) -> dict[str, Any]:
     """Return a hit as the API shows it."""
     row = hit.row
     out: dict[str, Any] = {"id": row.id, "tier": hit.tier.word, **_fields(row, include)}
@@ -248,7 +247,7 @@ def shown(hit: Hit, include: list[str]) -> dict[str, Any]:
     return out
 
 
-def _fields(row: Row, include: list[str]) -> dict[str, Any]:
+def _fields(row: Row, include: Sequence[str]) -> dict[str, Any]:
     out: dict[str, Any] = {"version": record.version_text(row.version), "event_time": _time(row.event_time)}
     if row.expires_at is not None:
         out["expires_at"] = _time(row.expires_at)

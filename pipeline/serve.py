@@ -19,6 +19,8 @@ from tiers.tier import TierName
 
 log = structlog.get_logger()
 
+GRACE_S = 2  # requests in flight get this long at a stop; an open change stream is cut then
+
 
 class Server(uvicorn.Server):
     """uvicorn without its own signal handlers: the node decides when everything stops."""
@@ -54,14 +56,12 @@ class HttpService:
         """Serve until stopped; requests in flight are finished first."""
         assert self.gateway is not None, "the gateway is attached once the manager is open"
         config = uvicorn.Config(
-            self.gateway.app, log_config=None, access_log=False, lifespan="off", timeout_graceful_shutdown=5
+            self.gateway.app, log_config=None, access_log=False, lifespan="off", timeout_graceful_shutdown=GRACE_S
         )
         server = Server(config)
 
         async def watch() -> None:
             await stop.wait()
-            assert self.gateway is not None, "attached above"
-            self.gateway.closing = True
             server.should_exit = True
 
         async with asyncio.TaskGroup() as group:

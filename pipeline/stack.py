@@ -16,11 +16,12 @@ import os
 import shutil
 import signal
 import socket
-from collections.abc import Sequence
+from asyncio.subprocess import Process
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import IO, Self
 
 import msgspec
 from aiokafka.admin import AIOKafkaAdminClient
@@ -84,7 +85,7 @@ class Stack:
     def __init__(self, data: Path, *, maxmemory: str = "0") -> None:
         self.data = data.absolute()
         self._maxmemory = maxmemory
-        self._children: dict[str, asyncio.subprocess.Process] = {}
+        self._children: dict[str, Process] = {}
         self.services: list[Service] = []
         self.ports = Ports(0, 0, 0)
 
@@ -103,9 +104,15 @@ class Stack:
         (self.data / "logs").mkdir(parents=True, exist_ok=True)
         self.ports = self._remembered_ports()
         try:
-            await asyncio.gather(self.start("kafka"), self.start("valkey"))
-        except BaseException:
+            # A group and not a gather: when one fails the other start is cancelled and waited for, so that it cannot
+            # spawn a server after the stop below.
+            async with asyncio.TaskGroup() as group:
+                for name in ("kafka", "valkey"):
+                    group.create_task(self.start(name), name=f"start-{name}")
+        except BaseException as error:
             await self.stop()
+            if isinstance(error, BaseExceptionGroup) and (missing := error.subgroup(ServiceMissing)):
+                raise _first(missing) from None
             raise
         return self
 
@@ -194,28 +201,29 @@ class Stack:
             await client.ping()
 
     async def _output(self, command: Sequence[str]) -> str:
-        child = await asyncio.create_subprocess_exec(
-            *command, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT, preexec_fn=_die_with_parent
-        )
-        out, _ = await child.communicate()
+        child = await _launch(command, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT)
+        try:
+            out, _ = await child.communicate()
+        finally:
+            if child.returncode is None:  # cancelled: nobody else knows this process
+                child.kill()
+                await child.communicate()
         if child.returncode:
             raise ServiceMissing(f"{command[-1]} failed: {out.decode()[-LOG_TAIL:]}")
         return out.decode()
 
     async def _spawn(self, name: str, command: Sequence[str]) -> None:
         with (self.data / "logs" / f"{name}.log").open("ab") as out:
-            self._children[name] = await asyncio.create_subprocess_exec(
-                *command, stdin=asyncio.subprocess.DEVNULL, stdout=out, stderr=out, preexec_fn=_die_with_parent
-            )
+            self._children[name] = await _launch(command, stdout=out, stderr=out)
 
-    async def _ready(self, name: str, answers: object) -> None:
+    async def _ready(self, name: str, answers: Callable[[], Awaitable[None]]) -> None:
         """Ask until the server answers, it dies, or the time is over."""
         child = self._children[name]
         try:
             async with asyncio.timeout(READY_S):
                 while child.returncode is None:
                     try:
-                        await answers()  # type: ignore[operator]
+                        await answers()
                     except (KafkaError, RedisError, OSError):
                         await asyncio.sleep(0.1)
                     else:
@@ -232,8 +240,9 @@ class Stack:
         await child.wait()
 
     async def restart(self, name: str) -> None:
-        """Stop one server in order and start it again at the same address."""
-        await self._end(self._children.pop(name))
+        """Start one server again at the same address; one that still runs is stopped in order first."""
+        if child := self._children.pop(name, None):
+            await self._end(child)
         await self.start(name)
 
     async def stop(self) -> None:
@@ -243,7 +252,7 @@ class Stack:
         self.services = []
 
     @staticmethod
-    async def _end(child: asyncio.subprocess.Process) -> None:
+    async def _end(child: Process) -> None:
         if child.returncode is None:
             child.terminate()
         try:
@@ -254,8 +263,34 @@ class Stack:
             await child.wait()
 
 
+async def _launch(command: Sequence[str], *, stdout: int | IO[bytes], stderr: int | IO[bytes]) -> Process:
+    """Start a process that dies with this one; cancelled half way, no process stays."""
+    starting = asyncio.create_task(
+        asyncio.create_subprocess_exec(
+            *command, stdin=asyncio.subprocess.DEVNULL, stdout=stdout, stderr=stderr, preexec_fn=_die_with_parent
+        ),
+        name=f"launch-{Path(command[0]).name}",
+    )
+    try:
+        return await asyncio.shield(starting)
+    except asyncio.CancelledError:  # the process may exist before its handle does: take the handle, then end it
+        child = await starting
+        child.kill()
+        await child.communicate()
+        raise
+
+
+def _first(errors: BaseExceptionGroup[ServiceMissing]) -> ServiceMissing:
+    """Return one error of a group: the caller can act on one message, and the first is the one to act on."""
+    error = errors.exceptions[0]
+    return _first(error) if isinstance(error, BaseExceptionGroup) else error
+
+
 def _die_with_parent() -> None:
-    """Ask the kernel to end this child with its parent (Linux; elsewhere the stop does it). Runs before exec."""
+    """Ask the kernel to end this child with its parent (Linux; elsewhere the stop does it). Runs before exec.
+
+    The parent that counts is the *thread* that forked: run the stack on a loop whose thread outlives it.
+    """
     os.setpgrp()  # a Ctrl-C at the terminal reaches us only: we stop the servers in order
     if hasattr(ctypes.CDLL(None), "prctl"):
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)

@@ -20,6 +20,7 @@ async def ensure_topics(settings: KafkaSettings, topics: Topics) -> None:
     try:
         await admin.start()
     except KafkaConnectionError as error:
+        await admin.close()
         raise missing(settings.bootstrap) from error
     try:
         present = set(await admin.list_topics())

@@ -68,6 +68,7 @@ class Publisher:
         try:
             await self._producer.start()
         except KafkaConnectionError as error:
+            await self._producer.stop()
             raise missing(self.settings.bootstrap) from error
         return self
 

@@ -89,6 +89,7 @@ class HotMemory:
         self._vectors = self.device.matrix(count * self._rows, dim)
         self._scale = self.device.vector(count * self._rows)
         self._alive = np.zeros(count * self._rows, bool)
+        self._deleted = np.zeros(count * self._rows, bool)  # tombstones: alive, and nothing that a scan may find
         self._version = np.zeros(count * self._rows, np.int64)
         self._slabs = [Slab() for _ in range(count)]
         self._free = list(range(count - 1, -1, -1))
@@ -115,9 +116,15 @@ class HotMemory:
 
     def room(self, partition: int) -> int:
         """Return how many rows of a partition could be reserved now."""
+        return self._left(partition) + len(self._free) * self._rows
+
+    def _left(self, partition: int) -> int:
         slab = self._open.get(partition)
-        left = self._rows - self._slabs[slab].fill if slab is not None else 0
-        return left + len(self._free) * self._rows
+        return self._rows - self._slabs[slab].fill if slab is not None else 0
+
+    def _slabs_for(self, partition: int, rows: int) -> int:
+        """Return how many free slabs it takes to reserve so many rows of a partition."""
+        return -(-max(0, rows - self._left(partition)) // self._rows)
 
     async def reserve(self, batch: pa.RecordBatch, partition: int) -> Int64s:
         """Copy the vectors of one partition's rows into slabs; returns their slots. Not visible before `publish`.
@@ -144,6 +151,7 @@ class HotMemory:
             done += step
         await self._upload(jobs, vectors)
         self._version[slots] = record.versions_of(batch)
+        self._deleted[slots] = record.deleted_of(batch)
         return slots
 
     async def _upload(self, jobs: list[tuple[int, int, int]], vectors: Floats) -> None:
@@ -193,7 +201,7 @@ class HotMemory:
             for number, slab in enumerate(self._slabs)
             if slab.live
         ]
-        return Snapshot(self._begun, slabs, self._alive.copy())
+        return Snapshot(self._begun, slabs, self._alive & ~self._deleted)
 
     async def scan(self, snapshot: Snapshot, query: Floats, k: int) -> tuple[list[tuple[float, str]], int]:
         """Return up to k (score without the query's factor, id), best first, and the rows scanned."""
@@ -203,8 +211,7 @@ class HotMemory:
                 self.device.best, self._vectors, self._scale, ranges, snapshot.alive, query, k
             )
         finally:
-            self._scans.discard(snapshot.number)
-            self._reclaim()
+            self.release(snapshot)
         slabs = dict(snapshot.slabs)
         found: list[tuple[float, str]] = []
         for row, value in zip(rows.tolist(), values.tolist(), strict=True):
@@ -212,14 +219,22 @@ class HotMemory:
             found.append((value, batch["id"][at].as_py()))
         return found, int(snapshot.alive.sum())
 
+    def release(self, snapshot: Snapshot) -> None:
+        """Say that no scan of this snapshot begins any more; again does nothing."""
+        self._scans.discard(snapshot.number)
+        self._reclaim()
+
     # -- the tier ----------------------------------------------------------------------------------------------------
 
     async def store(self, batch: pa.RecordBatch) -> Receipt:
         """Put if newer. The receipt says "volatile": hot is never the proof of anything's durability."""
         choice = choose(self.index, self.name, batch)
         partition = record.partitions(choice.winners["id"], self.partitions)
+        numbers, counts = np.unique(partition, return_counts=True)
+        if sum(map(self._slabs_for, numbers.tolist(), counts.tolist())) > len(self._free):
+            raise TierFull(f"hot has no room for {choice.winners.num_rows} rows")
         slots = np.empty(choice.winners.num_rows, np.int64)
-        for number in np.unique(partition).tolist():
+        for number in numbers.tolist():
             here = np.flatnonzero(partition == number)
             slots[here] = await self.reserve(choice.winners.take(pa.array(here)), number)
         self.publish(slots)
@@ -238,7 +253,7 @@ class HotMemory:
             for start, batch in zip(list(slab.starts), list(slab.batches), strict=True):
                 slots = np.arange(start, start + batch.num_rows) + number * self._rows
                 alive = self._alive[slots]
-                if alive.any():
+                if alive.any() and self._slabs[number] is slab:  # not freed and used again meanwhile
                     yield batch.append_column("slot", pa.array(slots)).filter(pa.array(alive))
 
     async def get(self, locations: Sequence[Location]) -> list[Row | None]:
@@ -246,10 +261,13 @@ class HotMemory:
         return [self._row(where) for where in locations]
 
     def _row(self, where: Location) -> Row | None:
-        if not self._alive[where.slot] or self._version[where.slot] != where.version:
+        if not self._holds(where):
             return None
         row = record.row_at(*self._slabs[where.slot // self._rows].find(where.slot % self._rows))
         return row if row.id == where.id else None
+
+    def _holds(self, where: Location) -> bool:
+        return bool(self._alive[where.slot] and self._version[where.slot] == where.version)
 
     async def evict(self, keys: Sequence[Location], receipt: Receipt | None) -> int:  # noqa: ARG002 - see Tier
         """See Tier."""
@@ -259,7 +277,8 @@ class HotMemory:
         """Mark these rows dead in this loop step, and free slabs with no live row left."""
         evicted = 0
         for where in keys:
-            if self._alive[where.slot] and self._version[where.slot] == where.version:
+            slab = self._slabs[where.slot // self._rows]  # it may be another partition's by now, with its versions
+            if slab.partition == where.partition and self._holds(where):
                 self._alive[where.slot] = False
                 evicted += 1
                 self._forget(where.slot // self._rows)

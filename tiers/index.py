@@ -66,8 +66,12 @@ class Index:
         return fresh
 
     def held(self, tier: TierName, identifier: str) -> list[tuple[int, int]]:
-        """Return (version, slot) of every physical row of the id in the tier: home, copy or queued."""
-        rows = [(key.version, key.slot) for key in self.queue.of(identifier) if key.tier == tier]
+        """Return (version, slot) of every physical row of the id in the tier: home, copy or queued.
+
+        A row that a move is about to store is queued too, but has no slot yet: it is not held.
+        """
+        queued = (key for key in self.queue.of(identifier) if key.tier == tier)
+        rows = [(key.version, key.slot) for key in queued if key.slot != NO_SLOT or tier == TierName.WARM]
         entry = self.find(identifier)
         if entry is not None and entry.home == tier:
             rows.append((entry.version, entry.slot))

@@ -24,10 +24,13 @@ MARGIN = 32  # candidates fetched beyond k: some may be deleted or get a lower s
 
 
 class Scans(Protocol):
-    """Hot's own ability: scan a snapshot of its rows."""
+    """Hot's own ability: scan a snapshot of its rows. Until `release` a snapshot keeps freed room from being used."""
 
     def snapshot(self) -> object:
         """Copy what a scan needs, in this loop step."""
+
+    def release(self, snapshot: object) -> None:
+        """Let go of a snapshot, scanned or not; again does nothing."""
 
     async def scan(self, snapshot: object, query: Floats, k: int) -> tuple[list[tuple[float, str]], int]:
         """Return up to k (score, id), best first, and the rows scanned."""
@@ -97,7 +100,10 @@ async def _search(
     of = sum(index.rows(name) for name in tiers)
     below = _scan_in(pool, scans, vector, count)
     if hot:
-        (candidates, hot_rows), (lower, by_tier) = await asyncio.gather(hot.scan(snapshot, vector, count), below)
+        try:
+            (candidates, hot_rows), (lower, by_tier) = await asyncio.gather(hot.scan(snapshot, vector, count), below)
+        finally:
+            hot.release(snapshot)  # given up before the scan began, nobody else does
         candidates = candidates + lower
         by_tier[TierName.HOT] = hot_rows
     else:

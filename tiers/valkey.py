@@ -64,12 +64,16 @@ class Script:
         self.text = text
         self.sha = hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()
 
+    async def load(self, client: Redis) -> None:
+        """Tell the server the script; it forgets it when it restarts."""
+        await send(client, "SCRIPT", "LOAD", self.text)
+
     async def run(self, client: Redis, keys: Sequence[bytes], *arguments: Argument) -> Any:
         """Run it once and return its reply; one that the server did not know is loaded first, nothing ran then."""
         try:
             return await send(client, "EVALSHA", self.sha, len(keys), *keys, *arguments)
         except wrong.NoScriptError:
-            await send(client, "SCRIPT", "LOAD", self.text)
+            await self.load(client)
             return await send(client, "EVALSHA", self.sha, len(keys), *keys, *arguments)
 
 

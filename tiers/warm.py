@@ -28,13 +28,11 @@ from tiers.index import Index
 from tiers.record import Int64s, Row
 from tiers.tier import NO_SLOT, Location, Query, Receipt, Result, TierName, Usage
 from tiers.warm_keys import PREFIX, Keys
-from tiers.warm_scripts import EVICT, RAISE, ROWS_MAX, STORE, STORE_ON
+from tiers.warm_scripts import EVICT, RAISE, ROWS_MAX, SCRIPTS, STORE, STORE_ON
 
 CALL_BYTES = 8 * 1024 * 1024  # aimed at, for rows with large payloads
 PAGE_ROWS = 1_000  # asked for at once by MGET and SCAN, dropped at once by UNLINK
-BATCH_ROWS_MAX = 8_192
 ROOM_PER_BYTE, ROOM_PER_ROW = 1.25, 192  # the allocator's rounding; key, entry and object headers
-PROOF = "reply under appendfsync always"
 
 
 class WarmSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -72,7 +70,7 @@ class WarmMemory:
         self, client: Redis, settings: WarmSettings, shape: pa.Schema, partitions: int, index: Index | None
     ) -> None:
         self.client, self.shape, self.partitions = client, shape, partitions
-        self.index = index or Index.of(shape)
+        self.index = index if index is not None else Index.of(shape)
         self._alone = index is None
         self._settings = settings
         self._keys = Keys(settings.prefix, partitions, settings.buckets)
@@ -91,6 +89,8 @@ class WarmMemory:
         try:
             await valkey.check(warm.client)
             await warm._check_layout()
+            for script in SCRIPTS:
+                await script.load(warm.client)
             if warm._alone:
                 for partition, present in (await warm.epochs()).items():
                     await warm._raise(partition, present + 1, present)
@@ -149,7 +149,8 @@ class WarmMemory:
         finally:
             self._reserved -= need
         slots = np.full(unique.num_rows, NO_SLOT, np.int64)
-        receipt = Receipt(self.name, unique["id"].to_pylist(), record.versions_of(unique), slots, held, PROOF)
+        ids, versions = unique["id"].to_pylist(), record.versions_of(unique)
+        receipt = Receipt(self.name, ids, versions, slots, held, "reply under appendfsync always")
         if self._alone:
             await settle(self, self.index, self.partitions, receipt, batch)
         return receipt
@@ -157,10 +158,8 @@ class WarmMemory:
     async def _check_room(self, need: int) -> None:
         usage = await self.usage()
         if usage.bytes_limit and usage.bytes + self._reserved > usage.bytes_limit:
-            raise TierFull(
-                f"warm at {valkey.address(self.client)} holds {usage.bytes:,} of {usage.bytes_limit:,} bytes: "
-                f"no room for {need:,} more"
-            )
+            held = f"{usage.bytes:,} of {usage.bytes_limit:,} bytes"
+            raise TierFull(f"warm at {valkey.address(self.client)} holds {held}: no room for {need:,} more")
 
     async def _put(self, unique: pa.RecordBatch) -> Int64s:
         """Store rows of distinct ids; returns the version held of each. Packed a call at a time, to spare the loop."""
@@ -182,7 +181,7 @@ class WarmMemory:
             script = STORE_ON
         return held
 
-    async def evict(self, keys: Sequence[Location], receipt: Receipt | None) -> int:  # noqa: ARG002 the version is the proof
+    async def evict(self, keys: Sequence[Location], receipt: Receipt | None) -> int:  # noqa: ARG002
         """Drop the ids whose value has exactly this version; the others stay."""
         versions = np.array([where.version for where in keys], "<i8")
         partition = np.array([where.partition for where in keys], np.int32)
@@ -217,15 +216,10 @@ class WarmMemory:
         return await find(self, self.index, query)
 
     async def retrieve_all(self) -> AsyncIterator[pa.RecordBatch]:
-        """Yield every row; `slot` is NO_SLOT. Each once: SCAN repeats keys, so their names are kept meanwhile."""
-        seen: set[bytes] = set()
+        """Yield every row; `slot` is NO_SLOT."""
         async for page in self._pages():
-            keys = [key for key in dict.fromkeys(page) if key not in seen]
-            seen.update(keys)
-            rows = [row for row in await self._fetch(keys) if row is not None]
-            for start in range(0, len(rows), BATCH_ROWS_MAX):
-                batch = record.to_batch(rows[start : start + BATCH_ROWS_MAX], self.shape)
-                yield batch.append_column("slot", pa.array(np.full(batch.num_rows, NO_SLOT, np.int64)))
+            batch = record.to_batch([row for row in await self._fetch(page) if row is not None], self.shape)
+            yield batch.append_column("slot", pa.array(np.full(batch.num_rows, NO_SLOT, np.int64)))
 
     async def usage(self) -> Usage:
         """Return the rows at home here, the server's memory, and the limit."""
@@ -235,19 +229,24 @@ class WarmMemory:
         return Usage(self.index.rows(self.name), int(memory["used_memory"]), bytes_limit=limit)
 
     async def _pages(self) -> AsyncIterator[list[bytes]]:
-        """Yield the keys of all rows, some perhaps twice."""
+        """Yield the keys of all rows, each once: SCAN repeats some, so their names are kept meanwhile."""
+        seen: set[bytes] = set()
         cursor = None
         while cursor != 0:
             with valkey.reading(self.client):
-                cursor, keys = await self.client.scan(cursor or 0, self._keys.rows_pattern, PAGE_ROWS)
-            yield [key for key in cast("list[bytes]", keys) if self._keys.parse(key)]
+                cursor, found = await self.client.scan(cursor or 0, self._keys.rows_pattern, PAGE_ROWS)
+            fresh = [key for key in dict.fromkeys(cast("list[bytes]", found)) if key not in seen]
+            seen.update(fresh)
+            keys = [key for key in fresh if self._keys.parse(key)]
+            for start in range(0, len(keys), PAGE_ROWS):
+                yield keys[start : start + PAGE_ROWS]
 
     async def _fetch(self, keys: list[bytes]) -> list[Row | None]:
         """Return the rows under these keys, None where there is none."""
         if not keys:
             return []
         with valkey.reading(self.client):
-            values = await self.client.mget(keys)
+            values = cast("list[bytes | None]", await self.client.mget(keys))
         return [None if value is None else self._unpack(key, value) for key, value in zip(keys, values, strict=True)]
 
     def _unpack(self, key: bytes, value: bytes) -> Row:

@@ -68,3 +68,5 @@ end
 redis.call('SET', KEYS[1], ARGV[1])
 return ARGV[1]
 """)
+
+SCRIPTS = (STORE, STORE_ON, EVICT, RAISE)

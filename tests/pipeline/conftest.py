@@ -27,4 +27,5 @@ def ageing(stack: Stack, prefix: str, tmp_path: Path) -> Settings:
         policy__hot_age_s=0.2,
         policy__warm_idle_s=0.6,
         policy__cold_idle_s=0.9,
+        access__flush_ms=3_600_000,  # reading must not keep the records of a test from ageing
     )

@@ -42,7 +42,7 @@ async def test_a_stored_record_is_found_at_once_with_its_token(settings: Setting
 
         result = await memory.retrieve(Query(ids=["id-0", "id-none"], at_least=token))
 
-        assert ["id-0"] == [hit.row.id for hit in result.hits]
+        assert [hit.row.id for hit in result.hits] == ["id-0"]
         assert TierName.HOT is result.hits[0].tier
         assert (row.payload, row.attributes) == (result.hits[0].row.payload, result.hits[0].row.attributes)
         assert np.array_equal(row.vector, result.hits[0].row.vector)
@@ -66,7 +66,7 @@ async def test_records_travel_down_and_answers_stay_the_same(ageing: Settings) -
                 hits = (await memory.retrieve(Query(vector=query, k=10))).hits
                 assert wanted == [hit.row.id for hit in hits]
                 found = (await memory.retrieve(Query(ids=[row.id for row in given]))).hits
-                assert 300 == len(found)
+                assert len(found) == 300
                 seen |= {hit.tier for hit in found}
                 await asyncio.sleep(0.02)
         assert {row.id: row.payload for row in given} == await everything(memory)
@@ -148,8 +148,8 @@ async def test_a_bad_event_becomes_a_dead_letter_and_the_partition_goes_on(setti
 
         result = await memory.retrieve(Query(ids=["bad"], at_least=token))
 
-        assert [b'{"good":true}'] == [hit.row.payload for hit in result.hits]
-        assert {"json": 1, "vector_dim": 1} == dict(memory.node.ingest.letters)
+        assert [hit.row.payload for hit in result.hits] == [b'{"good":true}']
+        assert dict(memory.node.ingest.letters) == {"json": 1, "vector_dim": 1}
 
 
 @pytest.mark.parametrize("tier", ["hot", "warm", "cold", "glacier"])
@@ -159,14 +159,14 @@ async def test_a_cleared_tier_stays_cleared(settings: Settings, tier: str) -> No
         await memory.ready()
         await _place(memory, {"hot": range(10), "warm": range(10, 20), "cold": range(20, 30), "glacier": range(30, 40)})
 
-        assert 10 == await memory.clear(tier)
+        assert await memory.clear(tier) == 10
 
-        assert 0 == (await held(memory))[tier]
+        assert (await held(memory))[tier] == 0
         before = sorted(await everything(memory))
     async with MemoryManager.open(settings) as memory:
         await memory.ready()
         assert before == sorted(await everything(memory))
-    assert 30 == len(before)
+    assert len(before) == 30
 
 
 async def _place(memory: MemoryManager, wanted: dict[str, range]) -> None:

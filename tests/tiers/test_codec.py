@@ -59,7 +59,9 @@ ROWS = st.builds(
     vector=st.lists(FLOATS, min_size=1, max_size=6).map(lambda values: np.array(values, np.float32)),
     payload=st.binary(max_size=64),
     attributes=ATTRIBUTES,
-) | st.builds(Row, IDS, st.integers(0, 2**63 - 1), TIMES, st.none() | TIMES, st.none(), st.just(b""), st.just({}), st.just(True))
+) | st.builds(
+    Row, IDS, st.integers(0, 2**63 - 1), TIMES, st.none() | TIMES, st.none(), st.just(b""), st.just({}), st.just(True)
+)
 
 
 @settings(max_examples=150, deadline=None)
@@ -99,7 +101,7 @@ def test_every_single_bit_flip_is_found(name):
         except TierCorrupt:
             continue
 
-    assert [] == yielded
+    assert yielded == []
 
 
 @pytest.mark.parametrize("name", GOLDEN)
@@ -140,7 +142,7 @@ def test_a_row_is_read_from_a_memoryview():
     packed = codec.encode(row("a", 1))
 
     assert same(row("a", 1), codec.decode(memoryview(packed)))
-    assert DIM == len(codec.decode(memoryview(packed)).vector)
+    assert len(codec.decode(memoryview(packed)).vector) == DIM
 
 
 if __name__ == "__main__":

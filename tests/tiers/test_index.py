@@ -72,7 +72,9 @@ class IndexMachine(RuleBasedStateMachine):
         names = sorted(ids)
         rows = [row(name, next(self.versions), deleted=data.draw(st.booleans())) for name in names]
         slots = [next(self.slots) for _ in rows]
-        expected = {(tier_, name, v, s) for name in names if name in self.homes for v, tier_, s, _ in [self.homes[name]]}
+        expected = {
+            (tier_, name, v, s) for name in names if name in self.homes for v, tier_, s, _ in [self.homes[name]]
+        }
         masked = put(self.index, tier, *rows, slots=slots)
         assert expected == {(name, at.id, at.version, at.slot) for name, at in masked}
         assert len(expected) == len(masked)
@@ -160,7 +162,7 @@ class IndexMachine(RuleBasedStateMachine):
         }
         below = {name: home for name, home in self.homes.items() if home[1] != TierName.HOT and not home[3]}
         assert {name: vector_of(name, home[0]).tolist() for name, home in below.items()} == seen
-        assert 0 == unseen
+        assert unseen == 0
         assert len(below) == sum(int(scan.mask.sum()) for scan in scans)
 
 
@@ -176,7 +178,7 @@ def test_newer_compares_with_what_is_known():
     index = Index.of(SHAPE)
     put(index, TierName.WARM, row("a", 5), slots=[NO_SLOT])
 
-    assert [False, False, True, True] == index.newer(["a", "a", "a", "b"], np.array([4, 5, 6, 0])).tolist()
+    assert index.newer(["a", "a", "a", "b"], np.array([4, 5, 6, 0])).tolist() == [False, False, True, True]
 
 
 def test_held_names_home_copy_and_queued_rows():
@@ -188,11 +190,11 @@ def test_held_names_home_copy_and_queued_rows():
     index.queue.add(TierName.COLD, where("a", 4, 6))
     index.queue.add(TierName.WARM, where("a", 3, NO_SLOT))
 
-    assert [(4, 6), (5, 7)] == sorted(index.held(TierName.COLD, "a"))
-    assert [(5, 3)] == index.held(TierName.HOT, "a")
-    assert [(3, NO_SLOT)] == index.held(TierName.WARM, "a")
-    assert [] == index.held(TierName.GLACIER, "a")
-    assert [] == index.held(TierName.COLD, "b")
+    assert sorted(index.held(TierName.COLD, "a")) == [(4, 6), (5, 7)]
+    assert index.held(TierName.HOT, "a") == [(5, 3)]
+    assert index.held(TierName.WARM, "a") == [(3, NO_SLOT)]
+    assert index.held(TierName.GLACIER, "a") == []
+    assert index.held(TierName.COLD, "b") == []
 
 
 def test_a_copy_is_masked_with_its_home():
@@ -204,7 +206,7 @@ def test_a_copy_is_masked_with_its_home():
     masked = put(index, TierName.HOT, row("a", 6), slots=[1])
 
     assert [(TierName.COLD, where("a", 5, 7)), (TierName.HOT, where("a", 5, 3))] == masked
-    assert NO_COPY == index.find("a").copy
+    assert index.find("a").copy == NO_COPY
 
 
 def test_touch_adds_heat_and_forgets_nothing():
@@ -214,11 +216,11 @@ def test_touch_adds_heat_and_forgets_nothing():
     index.touch(["a", "unknown"], [2, 9], [1_000, 1_000], half_life_ms=1_000)
     segment = index.segments()[0]
 
-    assert (2.5, 1_000, 1_000) == (segment.heat[0], segment.heat_at[0], segment.used[0])
+    assert (segment.heat[0], segment.heat_at[0], segment.used[0]) == (2.5, 1_000, 1_000)
 
     index.touch(["a"], [1], [500], half_life_ms=1_000)
 
-    assert (3.5, 1_000, 1_000) == (segment.heat[0], segment.heat_at[0], segment.used[0])
+    assert (segment.heat[0], segment.heat_at[0], segment.used[0]) == (3.5, 1_000, 1_000)
 
 
 def test_a_tombstone_begins_without_heat():
@@ -226,7 +228,7 @@ def test_a_tombstone_begins_without_heat():
     index = Index.of(SHAPE)
     put(index, TierName.HOT, row("a", 1), row("b", 2, deleted=True), slots=[0, 1])
 
-    assert [1.0, 0.0] == index.segments()[0].heat[:2].tolist()
+    assert index.segments()[0].heat[:2].tolist() == [1.0, 0.0]
 
 
 def test_age_counts_from_the_earlier_of_event_and_arrival():
@@ -235,7 +237,7 @@ def test_age_counts_from_the_earlier_of_event_and_arrival():
     given_batch = batch(row("a", 1, event_time=50), row("b", 2, event_time=500))
     index.put(given_batch, np.zeros(2, np.int32), TierName.HOT, np.array([0, 1]), 100)
 
-    assert [50, 100] == index.segments()[0].born[:2].tolist()
+    assert index.segments()[0].born[:2].tolist() == [50, 100]
 
 
 def test_a_scan_that_has_begun_sees_what_it_saw():
@@ -251,7 +253,7 @@ def test_a_scan_that_has_begun_sees_what_it_saw():
         pass
 
     assert before == scan.codes[np.flatnonzero(scan.mask)].tolist()
-    assert SMALL == int(scan.mask.sum())
+    assert int(scan.mask.sum()) == SMALL
 
 
 def test_at_its_limit_the_index_drops_codes_of_glacier_and_says_so():
@@ -261,9 +263,9 @@ def test_at_its_limit_the_index_drops_codes_of_glacier_and_says_so():
     put(index, TierName.COLD, row("c", 3), slots=[0])
     scans, unseen = index.scans(TierName)
 
-    assert 2 == unseen
-    assert ["c"] == [scan.segment.ids[at] for scan in scans for at in np.flatnonzero(scan.mask).tolist()]
-    assert TierName.GLACIER == index.find("a").home
+    assert unseen == 2
+    assert [scan.segment.ids[at] for scan in scans for at in np.flatnonzero(scan.mask).tolist()] == ["c"]
+    assert index.find("a").home == TierName.GLACIER
 
 
 def test_what_has_no_slot_yet_waits():
@@ -272,9 +274,9 @@ def test_what_has_no_slot_yet_waits():
     index.queue.add(TierName.COLD, Location("a", 1, 0))
     index.queue.add(TierName.WARM, Location("a", 1, 0))
 
-    assert [] == index.queue.list(0, TierName.COLD, 10)
+    assert index.queue.list(0, TierName.COLD, 10) == []
     assert [Location("a", 1, 0)] == index.queue.list(0, TierName.WARM, 10)
-    assert (1, 2) == (index.queue.count(0, TierName.COLD), len(index.queue))
+    assert (index.queue.count(0, TierName.COLD), len(index.queue)) == (1, 2)
 
 
 # -- rebuilding ----------------------------------------------------------------------------------------------------
@@ -379,4 +381,4 @@ async def test_a_rebuilt_index_searches_what_it_loaded():
     )
     scans, unseen = index.scans(TierName)
 
-    assert (2, 0) == (sum(int(scan.mask.sum()) for scan in scans), unseen)
+    assert (sum(int(scan.mask.sum()) for scan in scans), unseen) == (2, 0)

@@ -16,7 +16,9 @@ from tiers.tier import TierName, Usage
 pytestmark = pytest.mark.unit
 
 QUICK = settings(max_examples=80, deadline=None)
-RULES = PolicySettings(hot_age_s=60, warm_idle_s=600, cold_idle_s=6_000, warm_heat_min=0.5, high_water=0.8, low_water=0.5)
+RULES = PolicySettings(
+    hot_age_s=60, warm_idle_s=600, cold_idle_s=6_000, warm_heat_min=0.5, high_water=0.8, low_water=0.5
+)
 UNLIMITED = Usage(0, 0)
 SOURCES = st.sampled_from([TierName.HOT, TierName.WARM, TierName.COLD])
 
@@ -150,7 +152,7 @@ def test_a_full_target_is_passed_over():
     usage = {TierName.HOT: UNLIMITED, TierName.WARM: full, TierName.COLD: full, TierName.GLACIER: UNLIMITED}
     moves = policy.plan(TierName.HOT, columns([(0, 0, 9.0), (0, 0, 0.0)]), "pressure", usage, RULES)
 
-    assert [(TierName.GLACIER, [0, 1])] == [(move.target, move.rows.tolist()) for move in moves]
+    assert [(move.target, move.rows.tolist()) for move in moves] == [(TierName.GLACIER, [0, 1])]
 
 
 def test_the_older_rows_get_what_room_there_is():
@@ -159,12 +161,15 @@ def test_the_older_rows_get_what_room_there_is():
     rows = columns([(0, 0, 1.0)] * 3, versions=[30, 10, 20])
     moves = policy.plan(TierName.HOT, rows, "age", usage, RULES)
 
-    assert [(TierName.WARM, [10]), (TierName.COLD, [20, 30])] == [(m.target, rows.version[m.rows].tolist()) for m in moves]
+    assert [(m.target, rows.version[m.rows].tolist()) for m in moves] == [
+        (TierName.WARM, [10]),
+        (TierName.COLD, [20, 30]),
+    ]
 
 
 def test_glacier_has_nothing_below_it():
     """Rows of glacier are never moved."""
-    assert [] == policy.plan(TierName.GLACIER, columns([(9**9, 9**9, 0.0)]), "idle", {}, RULES)
+    assert policy.plan(TierName.GLACIER, columns([(9**9, 9**9, 0.0)]), "idle", {}, RULES) == []
 
 
 # -- who leaves ----------------------------------------------------------------------------------------------------
@@ -210,7 +215,7 @@ def test_without_pressure_only_the_old_leave():
     """A row exactly as old as the limit leaves, one a millisecond younger stays."""
     leave, pressed = policy.due(TierName.HOT, columns([(59_999, 0, 0.0), (60_000, 0, 0.0)]), 0, RULES)
 
-    assert ([1], [False]) == (leave.tolist(), pressed.tolist())
+    assert (leave.tolist(), pressed.tolist()) == ([1], [False])
 
 
 # -- capacity ------------------------------------------------------------------------------------------------------
@@ -224,7 +229,7 @@ def test_excess_starts_at_high_water_and_ends_at_low_water(rows, limit, kind):
     excess = policy.excess(usage, RULES)
 
     if rows < RULES.high_water * limit:
-        assert 0 == excess
+        assert excess == 0
     else:
         left = rows - excess
         assert RULES.low_water * limit - 1 <= left <= RULES.low_water * limit + 1
@@ -242,18 +247,18 @@ def test_evacuation_does_not_follow_evacuation(rows, limit):
 
 def test_a_tier_without_limit_is_never_pressed():
     """No limit means no excess and endless room."""
-    assert 0 == policy.excess(Usage(10**9, 10**12), RULES)
+    assert policy.excess(Usage(10**9, 10**12), RULES) == 0
     assert math.inf == policy.room(Usage(10**9, 10**12), RULES)
 
 
 def test_an_overfull_tier_has_no_room():
     """Room is never negative."""
-    assert 0.0 == policy.room(Usage(100, 100, rows_limit=10), RULES)
+    assert policy.room(Usage(100, 100, rows_limit=10), RULES) == 0.0
 
 
 def test_room_by_bytes_counts_in_rows_of_the_mean_size():
     """A limit in bytes is turned into rows with the mean size of those that are there."""
-    assert 30.0 == pytest.approx(policy.room(Usage(50, 50_000, bytes_limit=100_000), RULES))
+    assert pytest.approx(policy.room(Usage(50, 50_000, bytes_limit=100_000), RULES)) == 30.0
 
 
 @QUICK
@@ -269,5 +274,5 @@ def test_heat_halves_every_half_life(heat, since, more):
 
 def test_usage_is_as_full_as_its_fuller_limit():
     """A tier with two limits is as full as the one it is nearer to."""
-    assert 0.5 == Usage(1, 50, rows_limit=10, bytes_limit=100).fraction
-    assert 0.0 == Usage(10**6, 10**9).fraction
+    assert Usage(1, 50, rows_limit=10, bytes_limit=100).fraction == 0.5
+    assert Usage(10**6, 10**9).fraction == 0.0

@@ -151,7 +151,7 @@ def test_newest_of_unique_ids_is_the_batch_itself():
 
 def test_newest_of_a_repeated_row_keeps_one():
     """The same (id, version) twice is one row."""
-    assert 1 == record.newest(batch(row("a", 1), row("a", 1))).num_rows
+    assert record.newest(batch(row("a", 1), row("a", 1))).num_rows == 1
 
 
 @QUICK
@@ -192,15 +192,15 @@ def test_rows_survive_a_batch():
     ]
     read = [record.row_at(batch(*given_rows), at) for at in range(3)]
 
-    assert [True] * 3 == [same(*pair) for pair in zip(given_rows, read, strict=True)]
+    assert [same(*pair) for pair in zip(given_rows, read, strict=True)] == [True] * 3
 
 
 def test_times_are_milliseconds_and_zero_where_null():
     """`times_of` reads milliseconds since 1970; a missing time is 0."""
     given_batch = batch(row("a", 1, event_time=NOW_MS + 1))
 
-    assert [NOW_MS + 1] == record.times_of(given_batch, "event_time").tolist()
-    assert [0] == record.times_of(given_batch, "expires_at").tolist()
+    assert record.times_of(given_batch, "event_time").tolist() == [NOW_MS + 1]
+    assert record.times_of(given_batch, "expires_at").tolist() == [0]
 
 
 @pytest.mark.parametrize("attributes", [{}, ATTRIBUTES])
@@ -209,12 +209,12 @@ def test_an_empty_batch_has_all_columns(attributes):
     shape = record.schema(DIM, attributes)
 
     assert (0, shape) == (record.to_batch([], shape).num_rows, record.to_batch([], shape).schema)
-    assert (0, DIM) == record.vectors_of(record.to_batch([], shape)).shape
+    assert record.vectors_of(record.to_batch([], shape)).shape == (0, DIM)
 
 
 def test_rows_without_declared_attributes_make_a_batch():
     """A schema without attributes takes rows; its struct is empty."""
     made = batch(row("a", 1), row("b", 1), shape=record.schema(DIM, {}))
 
-    assert [{}, {}] == made["attributes"].to_pylist()
+    assert made["attributes"].to_pylist() == [{}, {}]
     assert SHAPE.names == made.schema.names

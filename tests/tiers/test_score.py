@@ -30,13 +30,13 @@ def test_top_is_the_head_of_a_full_sort(cells, k):
 
 def test_top_of_nothing_is_nothing():
     """With every row masked, or no rows, there is no best."""
-    assert [] == score.top(np.ones(3, np.float32), np.zeros(3, bool), 2).tolist()
-    assert [] == score.top(np.zeros(0, np.float32), np.zeros(0, bool), 2).tolist()
+    assert score.top(np.ones(3, np.float32), np.zeros(3, bool), 2).tolist() == []
+    assert score.top(np.zeros(0, np.float32), np.zeros(0, bool), 2).tolist() == []
 
 
 def test_ties_go_to_the_earlier_position():
     """Among equals the first positions are chosen, not some."""
-    assert [0, 1, 2] == score.top(np.ones(1_000, np.float32), np.ones(1_000, bool), 3).tolist()
+    assert score.top(np.ones(1_000, np.float32), np.ones(1_000, bool), 3).tolist() == [0, 1, 2]
 
 
 VECTORS = st.lists(
@@ -83,7 +83,7 @@ def test_a_row_of_zeros_scores_zero(metric):
     """The row of a tombstone, if a scan meets one, scores 0 and never NaN."""
     found = score.scores(np.array([1, 2], np.float32), np.zeros((1, 2), np.float32), metric)
 
-    assert [0.0] == found.tolist()
+    assert found.tolist() == [0.0]
 
 
 def test_a_score_does_not_depend_on_the_rows_beside_it():
@@ -103,11 +103,11 @@ def test_rank_breaks_ties_by_id_wherever_the_records_lie():
     rows = {name: (Row(name, 1, 0, None, vector, b""), tier) for name, tier in zip("cab", TierName, strict=False)}
     found = read.rank(rows, vector, 2, "cosine")
 
-    assert [("a", 1.0), ("b", 1.0)] == [(hit.row.id, hit.score) for hit in found]
+    assert [(hit.row.id, hit.score) for hit in found] == [("a", 1.0), ("b", 1.0)]
 
 
 def test_rank_leaves_out_what_has_no_vector():
     """A tombstone is no hit."""
     gone = Row("a", 1, 0, None, None, b"", {}, deleted=True)
 
-    assert [] == read.rank({"a": (gone, TierName.HOT)}, np.array([1, 0], np.float32), 1, "cosine")
+    assert read.rank({"a": (gone, TierName.HOT)}, np.array([1, 0], np.float32), 1, "cosine") == []

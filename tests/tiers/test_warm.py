@@ -6,7 +6,6 @@ import asyncio
 import struct
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
-from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +13,7 @@ import pyarrow as pa
 import pytest
 import redis
 
+from pipeline.stack import Stack
 from tests.valkey_server import Proxy, ValkeyServer
 from tiers import record
 from tiers.errors import Fenced, OutcomeUnknown, ServiceMissing, SettingsError, TierCorrupt, TierFull, TierUnavailable
@@ -25,37 +25,31 @@ from tiers.warm_scripts import STORE, STORE_ON
 
 DIM, PARTITIONS = 8, 4
 SHAPE = record.schema(DIM, {"user": "string", "score": "float", "seen": "timestamp"})
-_prefixes = count()
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ValkeyServer]:
-    with ValkeyServer(tmp_path_factory.mktemp("valkey")) as running:
-        yield running
 
 
 @pytest.fixture
-def raw(server: ValkeyServer) -> Iterator[redis.Redis]:
-    """The server, seen past the tier."""
-    with redis.Redis(port=server.port) as client:
+def raw(stack: Stack) -> Iterator[redis.Redis]:
+    """Look at the server past the tier."""
+    with redis.Redis.from_url(stack.redis) as client:
         yield client
 
 
 @pytest.fixture
 def own(tmp_path: Path) -> Iterator[ValkeyServer]:
-    """A server to kill or to break."""
+    """Run a server to kill or to break."""
     with ValkeyServer(tmp_path) as running:
         yield running
 
 
 @pytest.fixture
-def settings(server: ValkeyServer) -> WarmSettings:
-    return WarmSettings(url=server.url, prefix=f"t{next(_prefixes)}", buckets=2, rows_per_call=3)
+def settings(stack: Stack, prefix: str) -> WarmSettings:
+    """Cut batches into small calls, so that there are several."""
+    return WarmSettings(url=stack.redis, prefix=prefix, buckets=2, rows_per_call=3)
 
 
 @pytest.fixture
 async def warm(settings: WarmSettings) -> AsyncIterator[WarmMemory]:
-    """The tier as the system uses it: index shared, epochs raised by its owner."""
+    """Open the tier as the system does: index shared, epochs raised by the owner."""
     async with opened(settings) as tier:
         yield tier
 
@@ -112,15 +106,14 @@ class TestStore:
         receipt = await warm.store(given)
         found = await warm.get([at("a", 1), at("b", 2), at("ns/é}:*?[x]", 3), at("d", 4), at("absent")])
 
-        assert [1, 2, 3, 4] == receipt.held.tolist()
+        assert receipt.held.tolist() == [1, 2, 3, 4]
         assert found.pop() is None
         assert given == record.to_batch([each for each in found if each], SHAPE)
 
-    async def test_without_attributes(self, server: ValkeyServer) -> None:
+    async def test_without_attributes(self, settings: WarmSettings) -> None:
         """A schema without attributes, which Arrow can hardly hold, is stored and read whole."""
         shape = record.schema(DIM, {})
         given = record.to_batch([Row("a", 1, 0, None, np.ones(DIM, np.float32), b"p")], shape)
-        settings = WarmSettings(url=server.url, prefix=f"t{next(_prefixes)}")
         tier = await WarmMemory.open(settings, shape, partitions=PARTITIONS)
 
         await tier.store(given)
@@ -145,8 +138,8 @@ class TestStore:
 
         receipt = await warm.store(batch(row("a", 8, b"old"), row("b", 8)))
 
-        assert [(8, 9), (8, 8)] == list(zip(receipt.versions.tolist(), receipt.held.tolist(), strict=True))
-        assert [b"new"] == [each.payload for each in await warm.get([at("a", 9)]) if each]
+        assert list(zip(receipt.versions.tolist(), receipt.held.tolist(), strict=True)) == [(8, 9), (8, 8)]
+        assert [each.payload for each in await warm.get([at("a", 9)]) if each] == [b"new"]
 
     async def test_same_version_has_a_receipt(self, warm: WarmMemory) -> None:
         """Storing again what is there changes nothing and gives the same receipt."""
@@ -159,8 +152,8 @@ class TestStore:
         """Of several versions of an id in one batch the highest is stored, and the receipt has one line for it."""
         receipt = await warm.store(batch(row("a", 3), row("a", 5), row("b", 1), row("a", 4)))
 
-        assert {"a": 5, "b": 1} == dict(zip(receipt.ids, receipt.held.tolist(), strict=True))
-        assert {"a": 5, "b": 1} == await versions(warm)
+        assert dict(zip(receipt.ids, receipt.held.tolist(), strict=True)) == {"a": 5, "b": 1}
+        assert await versions(warm) == {"a": 5, "b": 1}
 
     async def test_queued_is_not_held(self, warm: WarmMemory) -> None:
         """A row that the mover queued before storing it is stored all the same."""
@@ -168,7 +161,7 @@ class TestStore:
 
         await warm.store(batch(row("a")))
 
-        assert {"a": 1} == await versions(warm)
+        assert await versions(warm) == {"a": 1}
 
     async def test_agrees_with_a_dict(self, warm: WarmMemory) -> None:
         """Random batches and evictions leave what put-if-newer and drop-if-equal leave in a dict."""
@@ -195,7 +188,7 @@ class TestStore:
 
         await warm.store(rows(5))
 
-        assert 5 == len(await versions(warm))
+        assert len(await versions(warm)) == 5
 
 
 class TestEvict:
@@ -203,22 +196,22 @@ class TestEvict:
         """Evicting an older or newer version than the one held drops nothing."""
         await warm.store(batch(row("a", 2**53 + 1)))
 
-        assert 0 == await warm.evict([at("a", 2**53), at("a", 2**53 + 2), at("b", 1)], None)
-        assert {"a": 2**53 + 1} == await versions(warm)
+        assert await warm.evict([at("a", 2**53), at("a", 2**53 + 2), at("b", 1)], None) == 0
+        assert await versions(warm) == {"a": 2**53 + 1}
 
     async def test_drops_exactly_these(self, warm: WarmMemory) -> None:
         """Evicting answers how many rows went; again, none."""
         receipt = await warm.store(rows(10))
 
-        assert 2 == await warm.evict([at("ns/1"), at("ns/2"), at("ns/2")], receipt)
-        assert 0 == await warm.evict([at("ns/1"), at("ns/2")], receipt)
-        assert 8 == len(await versions(warm))
+        assert await warm.evict([at("ns/1"), at("ns/2"), at("ns/2")], receipt) == 2
+        assert await warm.evict([at("ns/1"), at("ns/2")], receipt) == 0
+        assert len(await versions(warm)) == 8
 
     async def test_nothing_to_do(self, warm: WarmMemory) -> None:
         """An empty batch and an empty eviction are fine."""
-        assert [] == list((await warm.store(rows(0))).ids)
-        assert 0 == await warm.evict([], None)
-        assert [] == await warm.get([])
+        assert list((await warm.store(rows(0))).ids) == []
+        assert await warm.evict([], None) == 0
+        assert await warm.get([]) == []
 
 
 class TestFence:
@@ -263,7 +256,7 @@ class TestFence:
 
         with pytest.raises(Fenced):
             await first.store(rows(1))
-        assert 1 == (await second.store(rows(1))).held.sum()
+        assert (await second.store(rows(1))).held.sum() == 1
         await first.cleanup()
         await second.cleanup()
 
@@ -295,10 +288,10 @@ class TestOpen:
             await WarmMemory.open(settings, SHAPE, partitions=PARTITIONS)
         assert "secret" not in str(caught.value)
 
-    async def test_a_replica(self, own: ValkeyServer, server: ValkeyServer) -> None:
+    async def test_a_replica(self, own: ValkeyServer) -> None:
         """A replica is refused."""
         with redis.Redis(port=own.port) as client:
-            client.replicaof("127.0.0.1", str(server.port))
+            client.replicaof("127.0.0.1", "1")
 
             with pytest.raises(ServiceMissing, match="replica"):
                 await WarmMemory.open(WarmSettings(url=own.url), SHAPE, partitions=PARTITIONS)
@@ -330,29 +323,29 @@ class TestRead:
 
         everything = pa.Table.from_batches([part async for part in warm.retrieve_all()])
 
-        assert [-1] == everything["slot"].unique().to_pylist()
-        assert ["ns/7"] == everything.filter(everything["deleted"])["id"].to_pylist()
+        assert everything["slot"].unique().to_pylist() == [-1]
+        assert everything.filter(everything["deleted"])["id"].to_pylist() == ["ns/7"]
         assert {f"ns/{n}" for n in range(2_500)} | {"x}:y"} == set(everything["id"].to_pylist())
-        assert 2_501 == everything.num_rows
+        assert everything.num_rows == 2_501
 
     async def test_a_page_scanned_twice(self, warm: WarmMemory) -> None:
         """Keys that SCAN repeats, as it may while its table is resized, are read once."""
         await warm.store(rows(30))
-        scanned = [page async for page in warm._pages()]
+        scan = warm.client.scan
 
-        async def twice() -> AsyncIterator[list[bytes]]:
-            for page in [*scanned, *scanned]:
-                yield [*page, *page]
+        async def twice(cursor: int, pattern: str, _: int) -> tuple[int, list[bytes]]:
+            _, keys = await scan(0, pattern, 1_000_000)
+            return (0 if cursor else 9), [*keys, *keys]
 
-        warm._pages = twice  # type: ignore[method-assign]
+        warm.client.scan = twice  # type: ignore[method-assign, assignment]
 
-        assert 30 == len(await versions(warm))
+        assert len(await versions(warm)) == 30
 
     async def test_other_version_is_none(self, warm: WarmMemory) -> None:
         """A location of another version than the one held has no row."""
         await warm.store(batch(row("a", 5)))
 
-        assert [None, None] == await warm.get([at("a", 4), at("a", 6)])
+        assert await warm.get([at("a", 4), at("a", 6)]) == [None, None]
 
     async def test_damaged_rows_are_never_served(
         self, warm: WarmMemory, settings: WarmSettings, raw: redis.Redis
@@ -384,10 +377,10 @@ class TestRead:
         nearest = await second.retrieve(Query(vector=axes[3], k=1))
         by_id = await second.retrieve(Query(ids=["v4", "v5"]))
 
-        assert [("v3", b"new")] == [(hit.row.id, hit.row.payload) for hit in nearest.hits]
-        assert ["v5"] == [hit.row.id for hit in by_id.hits]
+        assert [(hit.row.id, hit.row.payload) for hit in nearest.hits] == [("v3", b"new")]
+        assert [hit.row.id for hit in by_id.hits] == ["v5"]
         await second.clear()
-        assert [] == (await second.retrieve(Query(ids=["v5"]))).hits
+        assert (await second.retrieve(Query(ids=["v5"]))).hits == []
         await second.cleanup()
 
     async def test_clear(self, warm: WarmMemory, settings: WarmSettings, raw: redis.Redis) -> None:
@@ -398,21 +391,21 @@ class TestRead:
 
         await warm.clear()
 
-        assert {} == await versions(warm)
+        assert await versions(warm) == {}
         assert before - 2_100 == len(raw.keys(f"*{settings.prefix}*"))
         await warm.store(rows(1))
 
-    async def test_usage(self, server: ValkeyServer) -> None:
+    async def test_usage(self, stack: Stack, prefix: str) -> None:
         """Usage tells the rows at home, the server's memory, and the limit of whoever sets the lower one."""
-        settings = WarmSettings(url=server.url, prefix=f"t{next(_prefixes)}", bytes_limit=2**40)
+        settings = WarmSettings(url=stack.redis, prefix=prefix, bytes_limit=2**40)
         tier = await WarmMemory.open(settings, SHAPE, partitions=PARTITIONS)
         await tier.store(rows(40))
 
         usage = await tier.usage()
         await tier.cleanup()
 
-        assert (40, 2**40) == (usage.rows, usage.bytes_limit)
-        assert 500_000 < usage.bytes < 100_000_000
+        assert (usage.rows, usage.bytes_limit) == (40, 2**40)
+        assert 500_000 < usage.bytes < 2**40
 
 
 class TestFull:
@@ -438,7 +431,7 @@ class TestFull:
                 await tier.store(rows(200, 2))
 
             assert {f"ns/{n}": 1 for n in range(100)} == await versions(tier)
-            assert 1 == await tier.evict([at("ns/5")], None)
+            assert await tier.evict([at("ns/5")], None) == 1
             await tier.raise_epoch(0, 2)
 
     async def test_a_batch_begun_is_completed(self, own: ValkeyServer) -> None:
@@ -480,7 +473,7 @@ class TestDurable:
 
             assert {f"ns/{n}": 1 for n in range(1_000) if n != 9} == await versions(tier)
             assert dict.fromkeys(range(PARTITIONS), 3) == await tier.epochs()
-            assert 2 == (await tier.store(rows(1, 2))).held[0]
+            assert (await tier.store(rows(1, 2))).held[0] == 2
 
     async def test_restarted_server_is_not_an_unknown_outcome(self, own: ValkeyServer) -> None:
         """Connections that died with the server are replaced before a write is sent."""
@@ -545,7 +538,7 @@ class TestLostReply:
             reading.cancel()
             go_on.set()
 
-            assert ["ns/1"] == [each.id for each in await tier.get([at("ns/1")]) if each]
+            assert [each.id for each in await tier.get([at("ns/1")]) if each] == ["ns/1"]
 
 
 def calls(server: ValkeyServer) -> int:

@@ -1,0 +1,186 @@
+"""HotMemory's own rules: slabs, room, what a scan may still read, and the memory of a device."""
+
+from __future__ import annotations
+
+import asyncio
+
+import numpy as np
+import pytest
+
+from tests.tiers.rows import DIM, SHAPE, batch, row
+from tests.tiers.strict import Opaque, StrictDevice
+from tiers import read, record
+from tiers.device import HostDevice, choose
+from tiers.errors import ServiceMissing, TierFull
+from tiers.hot import HotMemory, HotSettings
+from tiers.index import Index
+from tiers.record import pack_version
+from tiers.tier import Location, Query, TierName
+
+pytestmark = pytest.mark.unit
+
+SLAB = 4
+QUERY = np.ones(DIM, np.float32)
+
+
+@pytest.fixture(params=[HostDevice, StrictDevice])
+async def hot(request):
+    """Three slabs of four rows, an index shared with nobody, on the host and on a strict device."""
+    settings = HotSettings(device="cpu", capacity_rows=3 * SLAB, slab_rows=SLAB)
+    memory = HotMemory(settings, SHAPE, partitions=2, index=Index.of(SHAPE), device=request.param())
+    yield memory
+    await memory.cleanup()
+
+
+async def ingest(hot: HotMemory, partition: int, *rows: record.Row) -> list[Location]:
+    """Append rows of a partition as ingest does; returns where they lie."""
+    given = batch(*rows)
+    slots = await hot.reserve(given, partition)
+    hot.publish(slots)
+    hot.index.put(given, np.full(len(rows), partition, np.int32), TierName.HOT, slots, 0)
+    return [Location(one.id, one.version, partition, slot) for one, slot in zip(rows, slots.tolist(), strict=True)]
+
+
+def numbered(first: int, count: int, prefix: str = "id") -> list[record.Row]:
+    return [row(f"{prefix}-{at}", pack_version(0, at)) for at in range(first, first + count)]
+
+
+async def test_a_full_hot_takes_nothing(hot):
+    """Rows beyond the room raise TierFull, and what there is stays as it was."""
+    kept = await ingest(hot, 0, *numbered(0, 10))
+    with pytest.raises(TierFull):
+        await hot.reserve(batch(*numbered(10, 3)), 0)
+
+    assert hot.room(0) == 2
+    assert hot.room(1) == 0
+    assert [at.id for at in kept] == [one.id for one in await hot.get(kept)]
+
+
+async def test_a_store_that_does_not_fit_takes_no_room():
+    """Used alone too, TierFull means nothing was stored: not in the partitions that had room either."""
+    settings = HotSettings(device="cpu", capacity_rows=3 * SLAB, slab_rows=SLAB)
+    alone = HotMemory(settings, SHAPE, partitions=2, device=HostDevice())
+    rows = numbered(0, 100)
+    fits = [one for one in rows if record.partition(one.id, 2) == 0][:SLAB]
+    does_not = [one for one in rows if record.partition(one.id, 2) == 1][: 2 * SLAB + 1]
+    await alone.store(batch(fits[0]))
+    before = alone.room(0), alone.room(1)
+    with pytest.raises(TierFull):
+        await alone.store(batch(*fits, *does_not))
+
+    assert before == (alone.room(0), alone.room(1))
+    await alone.cleanup()
+
+
+async def test_a_slab_is_free_when_its_last_row_is_gone(hot):
+    """Evicting every row of a slab, and not one less, gives its room to any partition."""
+    places = await ingest(hot, 0, *numbered(0, 3 * SLAB))
+    hot.evict_now(places[1:SLAB])
+
+    assert hot.room(1) == 0
+
+    hot.evict_now(places[:1])
+
+    assert hot.room(1) == SLAB
+
+
+async def test_partitions_do_not_share_a_slab(hot):
+    """A partition without an open slab needs a free one, whatever is left in those of others."""
+    await ingest(hot, 0, *numbered(0, 2 * SLAB + 1))
+
+    assert (hot.room(0), hot.room(1)) == (SLAB - 1, 0)
+
+
+async def test_a_stale_place_does_not_evict_what_lies_there_now(hot):
+    """A slot freed and used again by another partition, at the same offset, is not its former row's to evict."""
+    stale = await ingest(hot, 0, *numbered(0, 3 * SLAB, "old"))
+    hot.evict_now(stale)
+    fresh = await ingest(hot, 1, *numbered(2 * SLAB, SLAB, "new"))  # the slab freed last is used first
+    reused = {(at.slot, at.version) for at in stale} & {(at.slot, at.version) for at in fresh}
+
+    assert reused, "the test needs a slot that holds the same version of another partition"
+    assert hot.evict_now(stale) == 0
+    assert [at.id for at in fresh] == [one.id for one in await hot.get(fresh)]
+    assert [None] * len(stale) == await hot.get(stale)
+
+
+async def test_reserved_rows_are_not_visible(hot):
+    """Between reserve and publish a row is not found, listed, or counted as a result of a scan."""
+    slots = await hot.reserve(batch(row("a", 1)), 0)
+    rows = [one async for one in hot.retrieve_all()]
+    found, scanned = await hot.scan(hot.snapshot(), QUERY, 5)
+
+    assert (rows, found, scanned) == ([], [], 0)
+    assert await hot.get([Location("a", 1, 0, int(slots[0]))]) == [None]
+
+
+async def test_a_scan_reads_its_snapshot(hot):
+    """Rows evicted after the snapshot are still found by its scan; their room is given out only when it has ended."""
+    places = await ingest(hot, 0, *numbered(0, 3 * SLAB))
+    snapshot = hot.snapshot()
+    hot.evict_now(places)
+
+    assert hot.room(1) == 0
+
+    found, scanned = await hot.scan(snapshot, QUERY, 3 * SLAB)
+
+    assert ({at.id for at in places}, 3 * SLAB) == ({name for _, name in found}, scanned)
+    assert hot.room(1) == 3 * SLAB
+
+
+async def test_a_search_given_up_before_its_scan_began_holds_no_room(hot):
+    """A reader that is cancelled at once does not keep the slabs of its snapshot for ever."""
+    places = await ingest(hot, 0, *numbered(0, 3 * SLAB))
+    search = asyncio.ensure_future(read.retrieve(hot.index, {TierName.HOT: hot}, Query(vector=QUERY)))
+    asyncio.get_running_loop().call_soon(search.cancel)  # runs before the tasks that the search starts
+    with pytest.raises(asyncio.CancelledError):
+        await search
+    hot.evict_now(places)
+
+    assert hot.room(1) == 3 * SLAB
+
+
+async def test_a_listing_leaves_out_a_slab_that_was_used_again(hot):
+    """While rows are listed, a slab freed and filled anew is not listed with its former ids."""
+    places = await ingest(hot, 0, *numbered(0, 3 * SLAB, "old"))
+    listing = hot.retrieve_all()
+    first = await anext(listing)
+    hot.evict_now(places)
+    await ingest(hot, 1, *numbered(0, 3 * SLAB, "new"))
+    rest = [name async for one in listing for name in one["id"].to_pylist()]
+
+    assert first["id"].to_pylist() == ["old-0", "old-1", "old-2", "old-3"]
+    assert [name for name in rest if name.startswith("old")] == []
+
+
+async def test_device_memory_is_allocated_once():
+    """After start nothing is allocated on the device, whatever is stored, evicted and searched."""
+    device = StrictDevice()
+    settings = HotSettings(device="cpu", capacity_rows=3 * SLAB, slab_rows=SLAB)
+    hot = HotMemory(settings, SHAPE, partitions=2, index=Index.of(SHAPE), device=device)
+    for turn in range(5):
+        places = await ingest(hot, turn % 2, *numbered(turn * 100, 3 * SLAB))
+        await hot.scan(hot.snapshot(), QUERY, 3)
+        hot.evict_now(places)
+    await hot.cleanup()
+
+    assert device.allocations == 2
+
+
+def test_the_stand_in_refuses_the_host():
+    """The strict device's arrays cannot be converted, indexed, iterated or computed with: the wall has no door."""
+    opaque = StrictDevice().matrix(2, 2)
+    for touch in (np.asarray, list, len, bool, float, lambda a: a[0], lambda a: a + 1, lambda a: np.add(a, 1), np.sum):
+        with pytest.raises((TypeError, AttributeError)):
+            touch(opaque)
+
+    assert isinstance(opaque, Opaque)
+
+
+def test_a_gpu_asked_for_is_never_replaced(monkeypatch):
+    """`hot.device = "cuda"` without a GPU stops the start; "auto" and "cpu" run on the host."""
+    monkeypatch.setitem(__import__("sys").modules, "cupy", None)
+    with pytest.raises(ServiceMissing):
+        choose("cuda")
+
+    assert [choose("auto").name, choose("cpu").name] == ["numpy", "numpy"]

@@ -1,0 +1,93 @@
+"""What a rewritten archive says, and the pure parts of rewriting: which small files to merge, rows into row groups."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import pyarrow as pa
+
+from tiers import record
+from tiers.parquet import DataFile
+from tiers.record import Int64s
+
+MERGE_FILES = 16  # small files of a partition that a rewrite takes along unasked; bounds their number
+MERGE_ROWS = 2  # of the largest file's rows: what one rewrite merges at most
+
+
+@dataclass(frozen=True, slots=True)
+class Rewrite:
+    """How many rows went, and where each other row of the rewritten files lay and lies; columns of equal length."""
+
+    dropped: int
+    ids: Sequence[str]
+    versions: Int64s
+    old_slots: Int64s
+    new_slots: Int64s
+
+    @classmethod
+    def nothing(cls) -> Rewrite:
+        """Return the answer when no file was touched."""
+        none = np.zeros(0, np.int64)
+        return cls(0, [], none, none, none)
+
+
+@dataclass(slots=True)
+class Kept:
+    """Collects the rows that stay, in the order in which they are written again."""
+
+    ids: list[str] = field(default_factory=list)
+    versions: list[Int64s] = field(default_factory=list)
+    slots: list[Int64s] = field(default_factory=list)
+
+    def add(self, batch: pa.RecordBatch, slots: Int64s) -> None:
+        """Take in the rows of a batch and where they lay."""
+        self.ids += batch["id"].to_pylist()
+        self.versions.append(record.versions_of(batch))
+        self.slots.append(slots)
+
+    def rewrite(self, dropped: int, new_slots: Sequence[Int64s]) -> Rewrite:
+        """Return the answer, given the slots of the written files in order."""
+        none = np.zeros(0, np.int64)
+        done = Rewrite(
+            dropped,
+            self.ids,
+            np.concatenate([none, *self.versions]),
+            np.concatenate([none, *self.slots]),
+            np.concatenate([none, *new_slots]),
+        )
+        assert len(done.ids) == len(done.old_slots) == len(done.new_slots), "every row that stays is written once"
+        return done
+
+
+def small(files: Sequence[DataFile], below_rows: int | None, file_rows_max: int) -> list[DataFile]:
+    """Return the files to merge, fewest rows first; none where merging would not lessen their number.
+
+    `below_rows` None: those under half of `file_rows_max`, once there are MERGE_FILES of them.
+    """
+    limit, count = (file_rows_max // 2, MERGE_FILES) if below_rows is None else (below_rows, 2)
+    chosen: list[DataFile] = []
+    rows = 0
+    for file in sorted((file for file in files if file.rows < limit), key=lambda file: (file.rows, file.number)):
+        rows += file.rows
+        if rows > MERGE_ROWS * file_rows_max:
+            break
+        chosen.append(file)
+    return chosen if len(chosen) >= count else []
+
+
+def regroup(batches: Iterable[pa.RecordBatch], rows: int) -> Iterator[pa.RecordBatch]:
+    """Yield the same rows in batches of exactly `rows`, the last of what is left."""
+    waiting: list[pa.RecordBatch] = []
+    count = 0
+    for batch in batches:
+        waiting.append(batch)
+        count += batch.num_rows
+        if count >= rows:
+            whole = pa.concat_batches(waiting)
+            done = count - count % rows
+            yield from (whole.slice(start, rows) for start in range(0, done, rows))
+            waiting, count = [whole.slice(done)], count - done
+    if count:
+        yield pa.concat_batches(waiting)
