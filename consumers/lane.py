@@ -49,6 +49,8 @@ class Lane:
             except IsothermError as error:
                 if not done.done():
                     done.set_exception(error)
+                if not error.retriable:  # it ends the process, whoever waits for it
+                    raise
             else:
                 if not done.done():
                     done.set_result(None)

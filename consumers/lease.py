@@ -65,7 +65,7 @@ class Lease:
         self._renewed: dict[int, float] = {}
 
     @classmethod
-    async def acquire(  # noqa: PLR0917
+    async def acquire(
         cls,
         client: Redis,
         prefix: str,

@@ -83,7 +83,7 @@ class Mover:
         for where in stored:
             self._index.queue.add(target, where)
         if target != TierName.WARM:  # warm's rows have no slot: pending and stored are the same key
-            self._unqueue(target, pending)
+            self._unqueue(target, [*pending, *(Location(at.id, at.version, partition) for at in stored)])
         await self._changes.publish(partition, source, target, reason, receipt.ids, receipt.versions)
         moved = self._rewrite_home(source, target, batch, receipt, stored, sources)
         evicted = await self._evict(source, sources, receipt)
@@ -161,7 +161,8 @@ class Mover:
 
     async def compact(self, partition: int, limit: int) -> int:
         """Drop superseded rows and finished tombstones of a partition from glacier, in one commit (R5)."""
-        waiting = self._index.queue.list(partition, TierName.GLACIER, limit)
+        listed = self._index.queue.list(partition, TierName.GLACIER, limit)
+        waiting = [where for where in listed if not self._covers_above(where)]
         drop = [where for where in waiting if not self._is_home(TierName.GLACIER, where)]
         tombstones = self._finished_tombstones(partition, drop, limit)
         everything = [*drop, *tombstones]
@@ -177,6 +178,11 @@ class Mover:
         self._unqueue(TierName.GLACIER, waiting)
         log.info("archive.compacted", partition=partition, dropped=dropped, tombstones=len(tombstones))
         return dropped
+
+    def _covers_above(self, where: Location) -> bool:
+        """Say whether an older row of the id is queued in warm or cold: a superseded tombstone still covers it (R5)."""
+        others = self._index.queue.of(where.id)
+        return any(key.tier != TierName.GLACIER and key.version < where.version for key in others)
 
     def _finished_tombstones(self, partition: int, dropping: Sequence[Location], limit: int) -> list[Location]:
         """Return tombstones at home in glacier of which nothing else is anywhere, and which no replay can meet (R5)."""

@@ -128,7 +128,8 @@ async def open_node(settings: Settings) -> AsyncIterator[Node]:
         hot, warm, cold, glacier = await _open_tiers(stack, settings, shape, index)
         tiers: dict[TierName, Tier] = {tier.name: tier for tier in (hot, warm, cold, glacier)}
         owned = settings.owned()
-        floors = {partition: await glacier.epoch(partition) for partition in owned}
+        in_warm = await warm.epochs()
+        floors = {partition: max(glacier.epoch(partition), in_warm.get(partition, 0)) for partition in owned}
         lease = await Lease.acquire(
             warm.client, settings.warm.prefix, owned, manifest.node, floors, settings.node.lease_ttl_s
         )

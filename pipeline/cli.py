@@ -77,7 +77,7 @@ def settings_from(config: Path | None, given: list[str] | None) -> Any:
 
 @app.command()
 def demo(
-    records: Annotated[int | None, typer.Option(help="How many texts; all (about 7,000) if not given.")] = None,
+    records: Annotated[int | None, typer.Option(min=500, help="How many texts; all (about 7,000) if not given.")] = None,
     keep: Annotated[Path | None, typer.Option(help="Keep the data in this directory.")] = None,
     as_json: Json = False,
 ) -> None:
@@ -256,3 +256,7 @@ def config_show(config: Config = None, given: Set = None) -> None:
     from pipeline.settings import shown
 
     print(json.dumps(shown(settings_from(config, given)), indent=2))
+
+
+if __name__ == "__main__":
+    main()

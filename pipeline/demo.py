@@ -33,6 +33,8 @@ from pipeline.client import tier_table
 from pipeline.demo_checks import TIERS, Checks
 from pipeline.demo_texts import Text, collect
 from pipeline.embed import load_embedder
+from pipeline.log import configure
+from pipeline.settings import LogSettings
 from pipeline.stack import Stack
 from producers import MemoryProducer
 from producers.events import Embed, Topics
@@ -61,8 +63,8 @@ SETTINGS = {
     "hot.capacity_rows": 65_536,
     "hot.slab_rows": 1_024,
     "policy.hot_age_s": 4.0,
-    "policy.warm_idle_s": 10.0,
-    "policy.cold_idle_s": 22.0,
+    "policy.warm_idle_s": 9.0,
+    "policy.cold_idle_s": 15.0,
     "policy.heat_half_life_s": 6.0,
     "age.interval_ms": 250,
     "age.ask_again_s": 2.0,
@@ -77,7 +79,8 @@ PARTITIONS = 8
 SPREAD_S = 20  # event times lie up to this far back
 PUBLISH_S = 15  # how long the stream is published for
 SETTLE_S = 90  # how long the tiers get to fill and the queues to empty
-RESERVE = 400  # records kept back to go on trickling, so that hot is never empty
+RESERVE = 400  # records kept back to go on trickling while older ones age
+LAST = 50  # of these, published just before the node is stopped, so that hot is not empty then
 K = 10
 
 
@@ -166,6 +169,7 @@ class NodeProcess:
 
 async def run(records: int | None, keep: Path | None, as_json: bool) -> bool:
     """Run the whole demo; returns whether every check held."""
+    configure(LogSettings(level="warning"))
     console = Console(stderr=as_json)
     began = time.monotonic()
     directory = keep if keep is not None else Path(tempfile.mkdtemp(prefix="isotherm-demo-"))
@@ -206,6 +210,7 @@ async def _story(directory: Path, records: int | None, console: Console, stack: 
             await asyncio.gather(reserve, return_exceptions=True)
             with console.status("checking every record through the gateway"):
                 await _check_product(checks, world, http, embed, "")
+            await _publish_last(world, producer, http)
         reported = await node.stop()
     with console.status("node stopped; reading Kafka, Valkey, DuckDB and Parquet without it"):
         audit = await _audit(checks, directory, servers, settings, reported)
@@ -297,14 +302,25 @@ def _content(source: Text, text: str) -> tuple[dict[str, Any], dict[str, Any]]:
 
 async def _trickle(world: World, producer: MemoryProducer) -> None:
     """Go on publishing the reserve, so that the newest are hot while everything is checked."""
-    for at in range(_streamed(world), len(world.texts)):
+    rows = range(_streamed(world), len(world.texts) - LAST)
+    for at in rows:
         await asyncio.shield(await _send_now(world, producer, at))
-        await asyncio.sleep(0.1)
+        await asyncio.sleep(SETTLE_S / max(1, len(rows)))
+
+
+async def _publish_last(world: World, producer: MemoryProducer, http: httpx.AsyncClient) -> None:
+    """Publish the last records and see the very last in hot."""
+    rows = range(len(world.texts) - LAST, len(world.texts))
+    positions = await asyncio.gather(*[await _send_now(world, producer, at) for at in rows])
+    params = {"at_least": producer.token(positions)}
+    answer = await http.get(f"/v1/memories/{world.texts[-1].id}", params=params)
+    if answer.status_code != 200 or answer.json()["tier"] != "hot":
+        world.problems.append(f"the last record: {answer.text}")
 
 
 def _streamed(world: World) -> int:
     """Return how many texts the stream takes; the rest is the reserve."""
-    return max(1, len(world.texts) - min(RESERVE, len(world.texts) // 10))
+    return len(world.texts) - min(RESERVE, len(world.texts) // 5)
 
 
 async def _send_now(world: World, producer: MemoryProducer, at: int) -> asyncio.Future[Any]:

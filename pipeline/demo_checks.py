@@ -137,7 +137,7 @@ async def read_warm(url: str) -> list[tuple[str, Physical]]:
 
 def read_cold(directory: Path) -> list[tuple[str, Physical]]:
     """Return every row of the DuckDB file."""
-    file = next(directory.glob("*.duckdb"))
+    [file] = directory.glob("*.duckdb")
     with duckdb.connect(str(file), read_only=True) as connection:
         rows = connection.sql("SELECT id, version, deleted, payload, vector FROM rows").fetchall()
     return [(i, Physical(v, d, bytes(p), None if x is None else np.array(x, np.float32))) for i, v, d, p, x in rows]

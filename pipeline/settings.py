@@ -42,10 +42,13 @@ class IndexSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
 
 
 class NodeSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """`partitions` empty means all. `drain_s` bounds a shutdown; past it the process exits without committing."""
+    """`partitions` empty means all. `drain_s` bounds a shutdown; past it the process exits without committing.
+
+    The lease outlives the drain (`lease_ttl_s` > `drain_s`), so that the last commit is still ours to make.
+    """
 
     partitions: list[int] = []
-    lease_ttl_s: float = 15.0
+    lease_ttl_s: float = 30.0
     drain_s: float = 20.0
 
 
@@ -174,6 +177,12 @@ def check(settings: Settings) -> None:
             settings.policy.low_water,
             not 0 < settings.policy.low_water < settings.policy.high_water <= 1,
             f"0 < low_water < high_water ({settings.policy.high_water}) <= 1",
+        ),
+        (
+            "node.lease_ttl_s",
+            settings.node.lease_ttl_s,
+            settings.node.lease_ttl_s <= settings.node.drain_s,
+            f"the lease must outlive the drain (node.drain_s = {settings.node.drain_s:g})",
         ),
         (
             "gateway.host",

@@ -11,17 +11,14 @@ with its parent (PR_SET_PDEATHSIG), so that a killed test leaves no broker behin
 from __future__ import annotations
 
 import asyncio
-import ctypes
-import os
 import shutil
-import signal
 import socket
 from asyncio.subprocess import Process
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Self
+from typing import Self
 
 import msgspec
 from aiokafka.admin import AIOKafkaAdminClient
@@ -30,13 +27,11 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from pipeline import kafka_jars
+from pipeline.child import LOG_TAIL, end, launch, output
 from tiers.errors import ServiceMissing
 
 READY_S = 60.0
-STOP_S = 15.0
 HOST = "127.0.0.1"
-PR_SET_PDEATHSIG = 1
-LOG_TAIL = 1_500  # characters of a server's log shown when it fails
 
 KAFKA_PROPERTIES = """\
 process.roles=broker,controller
@@ -155,8 +150,8 @@ class Stack:
         base += [f"-Dlog4j2.configurationFile={kafka_jars.data('compose', 'kafka', 'log4j2.yaml')}"]
         if not (self.data / "kafka" / "meta.properties").exists():
             tool = [*base, "kafka.tools.StorageTool"]
-            cluster = (await self._output([*tool, "random-uuid"])).split()[-1]
-            await self._output([*tool, "format", "--standalone", "-t", cluster, "-c", str(properties)])
+            cluster = (await output([*tool, "random-uuid"])).split()[-1]
+            await output([*tool, "format", "--standalone", "-t", cluster, "-c", str(properties)])
         base.remove("-XX:TieredStopAtLevel=1")  # quick to format with, slow to serve with
         await self._spawn("kafka", [*base, "kafka.Kafka", str(properties)])
         await self._ready("kafka", self._kafka_answers)
@@ -200,21 +195,9 @@ class Stack:
         async with Redis.from_url(self.redis) as client:
             await client.ping()
 
-    async def _output(self, command: Sequence[str]) -> str:
-        child = await _launch(command, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT)
-        try:
-            out, _ = await child.communicate()
-        finally:
-            if child.returncode is None:  # cancelled: nobody else knows this process
-                child.kill()
-                await child.communicate()
-        if child.returncode:
-            raise ServiceMissing(f"{command[-1]} failed: {out.decode()[-LOG_TAIL:]}")
-        return out.decode()
-
     async def _spawn(self, name: str, command: Sequence[str]) -> None:
         with (self.data / "logs" / f"{name}.log").open("ab") as out:
-            self._children[name] = await _launch(command, stdout=out, stderr=out)
+            self._children[name] = await launch(command, stdout=out, stderr=out)
 
     async def _ready(self, name: str, answers: Callable[[], Awaitable[None]]) -> None:
         """Ask until the server answers, it dies, or the time is over."""
@@ -242,58 +225,20 @@ class Stack:
     async def restart(self, name: str) -> None:
         """Start one server again at the same address; one that still runs is stopped in order first."""
         if child := self._children.pop(name, None):
-            await self._end(child)
+            await end(child)
         await self.start(name)
 
     async def stop(self) -> None:
         """Stop all: SIGTERM, and SIGKILL past the deadline."""
         children, self._children = list(self._children.values()), {}
-        await asyncio.gather(*(self._end(child) for child in children))
+        await asyncio.gather(*(end(child) for child in children))
         self.services = []
-
-    @staticmethod
-    async def _end(child: Process) -> None:
-        if child.returncode is None:
-            child.terminate()
-        try:
-            async with asyncio.timeout(STOP_S):
-                await child.wait()
-        except TimeoutError:
-            child.kill()
-            await child.wait()
-
-
-async def _launch(command: Sequence[str], *, stdout: int | IO[bytes], stderr: int | IO[bytes]) -> Process:
-    """Start a process that dies with this one; cancelled half way, no process stays."""
-    starting = asyncio.create_task(
-        asyncio.create_subprocess_exec(
-            *command, stdin=asyncio.subprocess.DEVNULL, stdout=stdout, stderr=stderr, preexec_fn=_die_with_parent
-        ),
-        name=f"launch-{Path(command[0]).name}",
-    )
-    try:
-        return await asyncio.shield(starting)
-    except asyncio.CancelledError:  # the process may exist before its handle does: take the handle, then end it
-        child = await starting
-        child.kill()
-        await child.communicate()
-        raise
 
 
 def _first(errors: BaseExceptionGroup[ServiceMissing]) -> ServiceMissing:
     """Return one error of a group: the caller can act on one message, and the first is the one to act on."""
     error = errors.exceptions[0]
     return _first(error) if isinstance(error, BaseExceptionGroup) else error
-
-
-def _die_with_parent() -> None:
-    """Ask the kernel to end this child with its parent (Linux; elsewhere the stop does it). Runs before exec.
-
-    The parent that counts is the *thread* that forked: run the stack on a loop whose thread outlives it.
-    """
-    os.setpgrp()  # a Ctrl-C at the terminal reaches us only: we stop the servers in order
-    if hasattr(ctypes.CDLL(None), "prctl"):
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _binary(name: str, what: str) -> str:

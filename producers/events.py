@@ -12,7 +12,6 @@
 from __future__ import annotations
 
 import base64
-import binascii
 import hashlib
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -29,6 +28,7 @@ from tiers.errors import InvalidRecord
 from tiers.record import Floats, Row
 
 DEAD_LETTER_BYTES_MAX = 1_000_000  # beyond this the letter carries hash and position only
+HEADER_BYTES = 19  # what a letter adds to a header: "original-" and two lengths
 EVENT_BYTES_MAX = 1_000_000
 PAST_MS_MAX = 10 * 366 * 86_400_000  # an event time may lie ten years back
 FUTURE_MS_MAX = 86_400_000  # and one day ahead of the log's clock
@@ -63,7 +63,7 @@ class Event(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_defau
     vector: list[float] | None = None
     vector_b64: bytes | None = None
     text: str | None = None
-    payload: msgspec.Raw = msgspec.Raw()
+    payload: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
     attributes: dict[str, Any] | None = None
     event_time: datetime | None = None
     ttl_s: float | None = None
@@ -113,7 +113,7 @@ class EventDecoder:
 
     def row(self, identifier: str, version: int, event: Event, timestamp_ms: int) -> Row:
         """Return the validated row of an event."""
-        payload = bytes(event.payload)
+        payload = b"" if event.payload is msgspec.UNSET else bytes(event.payload)
         if len(payload) > record.PAYLOAD_BYTES_MAX:
             raise InvalidRecord("payload_size", f"a payload has at most {record.PAYLOAD_BYTES_MAX} bytes")
         event_time = self._time(event.event_time, timestamp_ms)
@@ -136,7 +136,7 @@ class EventDecoder:
 
     @staticmethod
     def _check_envelope(message: Message) -> None:
-        kind = dict(message.headers).get("content-type", JSON_TYPE.encode()).decode("ascii", "replace")
+        kind = (dict(message.headers).get("content-type") or JSON_TYPE.encode()).decode("ascii", "replace")
         if kind.partition(";")[0].strip().lower() != JSON_TYPE:
             raise InvalidRecord("content_type", f"content-type {kind[:100]!r} is not known; use {JSON_TYPE}")
         if len(message.value or b"") > EVENT_BYTES_MAX:
@@ -188,7 +188,10 @@ class EventDecoder:
 
 def _cast(name: str, kind: str, value: Any) -> Any:
     if kind == "float":
-        return float(value)
+        try:
+            return float(value)
+        except OverflowError as error:
+            raise InvalidRecord("attribute_type", f"attribute {name!r} does not fit a 64-bit float") from error
     if kind == "int" and not -(2**63) <= value < 2**63:
         raise InvalidRecord("attribute_type", f"attribute {name!r} does not fit 64 bits")
     if kind == "timestamp":
@@ -200,13 +203,13 @@ def _cast(name: str, kind: str, value: Any) -> Any:
 
 
 def check_vector(vector: Floats, dim: int) -> Floats:
-    """Return the vector, or raise InvalidRecord: it has `dim` finite floats and is not zero."""
+    """Return the vector, or raise InvalidRecord: it has `dim` finite floats and a length that float32 can say."""
     if vector.shape != (dim,):
         raise InvalidRecord("vector_dim", f"the vector has {vector.size} floats, not {dim}")
-    with np.errstate(over="ignore"):
-        squares = float(np.vecdot(vector.astype(np.float64), vector.astype(np.float64)))
+    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+        squares = float(np.vecdot(vector, vector))  # in float32, as every score is computed
     if not math.isfinite(squares):
-        raise InvalidRecord("vector_not_finite", "the vector has a value that is not finite in float32")
+        raise InvalidRecord("vector_not_finite", "the vector, or its length, is not finite in float32")
     if squares == 0.0:
         raise InvalidRecord("vector_zero", "the zero vector has no direction and cannot be searched")
     return vector
@@ -223,7 +226,7 @@ def encode_event(
     return _encode(
         Event(
             vector_b64=np.ascontiguousarray(vector, "<f4").tobytes(),
-            payload=msgspec.Raw(_encode(payload)) if payload is not None else msgspec.Raw(),
+            payload=msgspec.Raw(_encode(payload)) if payload is not None else msgspec.UNSET,
             attributes=dict(attributes) if attributes else None,
             event_time=event_time,
             ttl_s=ttl_s,
@@ -255,7 +258,7 @@ def decode_token(token: str) -> tuple[dict[int, int], int]:
     try:
         body = msgspec.json.decode(base64.urlsafe_b64decode(token + "=" * (-len(token) % 4)))
         return {int(partition): int(offset) for partition, offset in body["p"].items()}, int(body["e"])
-    except (binascii.Error, msgspec.DecodeError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:  # whatever a stranger sends
         raise InvalidRecord("token", "at_least is not a token of this system") from error
 
 
@@ -291,10 +294,12 @@ def decode_arrow(value: bytes | None, shape: pa.Schema) -> pa.RecordBatch:
                 raise InvalidRecord("arrow", "the stream has another schema")
             table = reader.read_all()
         table.validate(full=True)
-    except (pa.ArrowInvalid, OSError) as error:
+    except (pa.ArrowException, OSError) as error:
         raise InvalidRecord("arrow", f"not an Arrow stream: {error}") from error
+    if any(column.null_count for column in table.columns):
+        raise InvalidRecord("arrow", "the stream has nulls")
     batches = table.combine_chunks().to_batches()
-    return batches[0] if batches else shape.empty_table().to_batches()[0]
+    return batches[0] if batches else pa.RecordBatch.from_pylist([], schema=shape)
 
 
 # -- changes -------------------------------------------------------------------------------------------------------
@@ -324,11 +329,11 @@ def encode_change(change: Change) -> bytes:
     return _encode(change)
 
 
-def decode_change(value: bytes) -> Change:
+def decode_change(value: bytes | None) -> Change:
     """Return the change; InvalidRecord("change") when it is none."""
     try:
-        return _change.decode(value)
-    except msgspec.DecodeError as error:
+        return _change.decode(value or b"")
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise InvalidRecord("change", f"not a change: {error}") from error
 
 
@@ -348,7 +353,8 @@ def dead_letter(
         ("isotherm-message", str(error).encode("utf-8", "backslashreplace")[:500]),
     ]
     value, key = message.value, message.key
-    size = len(value or b"") + len(key or b"") + sum(len(name) + len(item or b"") for name, item in message.headers)
+    size = len(value or b"") + len(key or b"")
+    size += sum(HEADER_BYTES + len(name.encode()) + len(item or b"") for name, item in message.headers)
     if size > DEAD_LETTER_BYTES_MAX:
         headers.append(("isotherm-sha256", hashlib.sha256(value or b"").hexdigest().encode()))
         return None, None, headers

@@ -106,9 +106,12 @@ class Proxy:
         with suppress(asyncio.CancelledError):  # a server's handler that ends cancelled is logged as an error
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._forward(reader, server_writer, _pass))
-                group.create_task(self._forward(server_reader, writer, lambda reply: self.let_through(reply)))
+                group.create_task(self._forward(server_reader, writer, self._reply))
         writer.close()
         server_writer.close()
+
+    async def _reply(self, piece: bytes) -> bool:
+        return await self.let_through(piece)
 
     async def _forward(
         self, source: asyncio.StreamReader, target: asyncio.StreamWriter, passes: Callable[[bytes], Awaitable[bool]]

@@ -28,7 +28,10 @@ TRIES = 8  # entries of others that may get in between one commit's look and its
 
 
 class Archive:
-    """The table, on one thread. `files`: the live data files by (partition, number); `epochs`: as last seen."""
+    """The table, on one thread. `files`: the live data files by (partition, number); `epochs`: as last seen.
+
+    `files` is never changed in place, so that other threads may look.
+    """
 
     def __init__(self, log: DeltaLog, partitions: int) -> None:
         self.disk, self._log = log.disk, log
@@ -71,10 +74,9 @@ class Archive:
         Fenced, TierUnavailable: nothing was changed. OutcomeUnknown: the log may or may not have it.
         """
         self._commit(owners, add, remove, raising=False)
-        for file in add:
-            self.files[file.partition, file.number] = file
-        for file in remove:
-            self.files.pop((file.partition, file.number), None)
+        gone = {file.key for file in remove}
+        kept = {key: file for key, file in self.files.items() if key not in gone}
+        self.files = {**kept, **{file.key: file for file in add}}  # one assignment: other threads look here
 
     def _commit(
         self, owners: Mapping[int, int], add: Sequence[DataFile], remove: Sequence[DataFile], *, raising: bool
@@ -138,7 +140,7 @@ class Archive:
         chosen = set(partitions)
         with unavailable():
             self.epochs.update((partition, self._log.epoch(partition)) for partition in chosen)
-            files = {(file.partition, file.number): file for file in self._log.files() if file.partition in chosen}
+            files = {file.key: file for file in self._log.files() if file.partition in chosen}
         kept = {key: file for key, file in self.files.items() if key[0] not in chosen}
         self.files = {**kept, **files}
 

@@ -144,7 +144,14 @@ def _add(file: DataFile) -> AddAction:
 
 
 def _remove(file: DataFile) -> RemoveAction:
-    return RemoveAction(file.path, True, file.touched_ms, file.bytes, {"partition": str(file.partition)})
+    partition: dict[str, str | None] = {"partition": str(file.partition)}
+    return RemoveAction(
+        file.path,
+        data_change=True,
+        deletion_timestamp=file.touched_ms,
+        size=file.bytes,
+        partition_values=partition,
+    )
 
 
 def line(error: Exception) -> str:

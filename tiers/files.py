@@ -4,7 +4,7 @@ A slot is `file number << 24 | row in file`. A replaced file is read on until it
 up its slots just before), except for the rows that were dropped from it.
 
 `append`, `rewrite`, `clear`, `vacuum` and `raise_epochs` run on the writer thread; `fetch` and `scan` on the readers';
-`find` and `live` anywhere: the maps they look in change by single assignments.
+`find`, `live` and `bytes` anywhere: the maps they look in are never changed in place.
 """
 
 from __future__ import annotations
@@ -23,21 +23,14 @@ import pyarrow as pa
 from tiers import parquet, record
 from tiers.archive import Archive
 from tiers.deltalog import parse, path_of
-from tiers.errors import Fenced, OutcomeUnknown, TierFull, TierUnavailable
-from tiers.parquet import DataFile, Layout, Style
+from tiers.errors import Fenced, OutcomeUnknown, TierCorrupt, TierFull, TierUnavailable
+from tiers.parquet import DataFile, Layout, Style, place
 from tiers.record import Int64s, Row
 from tiers.rewrite import Kept, Rewrite, regroup, small
 from tiers.tier import Location
 
-ROW_BITS = 24
-FILE_ROWS_MAX = 1 << ROW_BITS
-
 Bools = npt.NDArray[np.bool_]
-
-
-def slots_of(number: int, rows: int) -> Int64s:
-    """Return the slots of a file's rows."""
-    return (number << ROW_BITS) + np.arange(rows, dtype=np.int64)
+Key = tuple[int, int]  # partition, file number
 
 
 class Files:
@@ -55,21 +48,22 @@ class Files:
     ) -> None:
         self.archive, self.layout, self._style = archive, layout, style
         self._rows_max, self._bytes_limit, self._clock = rows_max, bytes_limit, clock
-        self._retired: dict[tuple[int, int], tuple[DataFile, Bools]] = {}  # with which rows are dropped
+        self._retired: dict[Key, tuple[DataFile, Bools]] = {}  # replaced files, and which of their rows were dropped
         self._owned: dict[int, int] = {}
-        self._number = 0
+        self._number = 1  # of the next file
 
     # -- looking -----------------------------------------------------------------------------------------------------
 
     def find(self, where: Location) -> tuple[DataFile, int] | None:
         """Return the file and row of a location; None if there is none, or the row was dropped."""
-        key, row = (where.partition, where.slot >> ROW_BITS), where.slot & (FILE_ROWS_MAX - 1)
+        key, row = place(where)
         file = self.archive.files.get(key)
-        if file is None and key in self._retired:
-            file, dropped = self._retired[key]
-            if row < file.rows and dropped[row]:
-                return None
-        return (file, row) if file is not None and row < file.rows else None
+        if file is not None:
+            return (file, row) if row < file.rows else None
+        held = self._retired.get(key)
+        if held is None or row >= held[0].rows or held[1][row]:
+            return None
+        return held[0], row
 
     def live(self) -> list[DataFile]:
         """Return the files of the current snapshot by partition and number."""
@@ -77,22 +71,28 @@ class Files:
 
     def bytes(self) -> int:
         """Return the bytes on disk: live files, and replaced ones until they are vacuumed."""
-        retired = [file for file, _ in list(self._retired.values())]
-        return sum(file.bytes for file in chain(list(self.archive.files.values()), retired))
+        retired = (file for file, _ in self._retired.values())
+        return sum(file.bytes for file in chain(self.archive.files.values(), retired))
 
     def fetch(self, file: DataFile, wanted: Sequence[tuple[int, Location]]) -> list[Row | None]:
-        """Return the rows, None where another one lies or the file is gone."""
+        """Return the rows, None where another one lies or the file was vacuumed; TierCorrupt if it got lost."""
         try:
             return parquet.fetch(self.archive.disk, file, self.layout, wanted)
-        except FileNotFoundError:
+        except FileNotFoundError as error:
+            self._vacuumed(file, error)
             return [None] * len(wanted)
 
-    def scan(self, file: DataFile, start: int, rows_max: int) -> pa.RecordBatch:
-        """Return the next rows of a file as records; TierUnavailable if it is gone."""
+    def scan(self, file: DataFile, start: int, rows_max: int, columns: list[str] | None = None) -> pa.RecordBatch:
+        """Return the next row groups of a file, as they are stored; TierUnavailable if it was vacuumed."""
         try:
-            return self.layout.decode(parquet.scan(self.archive.disk, file, self.layout, start, rows_max))
+            return parquet.scan(self.archive.disk, file, self.layout, start, rows_max, columns)
         except FileNotFoundError as error:
+            self._vacuumed(file, error)
             raise TierUnavailable(f"{file.path} was replaced and vacuumed while it was read; begin again") from error
+
+    def _vacuumed(self, file: DataFile, error: FileNotFoundError) -> None:
+        if file.key in self.archive.files:
+            raise TierCorrupt(f"{file.path} is in the archive's log and not on its disk") from error
 
     # -- changing ----------------------------------------------------------------------------------------------------
 
@@ -102,7 +102,7 @@ class Files:
         self._owned.update(epochs)
         on_disk = [parse(found.path) for found in self.archive.disk.list("partition=*/e*.parquet")]
         numbers = [name[1] for name in on_disk if name] + [number for _, number in self.archive.files]
-        self._number = max(self._number, *numbers, 0) + 1
+        self._number = max(self._number, 1 + max(numbers, default=0))
 
     def owned(self, partition: int) -> dict[int, int]:
         """Return our epoch of a partition; Fenced if this process never raised one."""
@@ -125,7 +125,7 @@ class Files:
                 for start in range(0, len(rows), self._rows_max):
                     groups = regroup([encoded.slice(start, self._rows_max)], self._style.group_rows)
                     file = self._write(number, groups, written)
-                    slots[rows[start : start + file.rows]] = slots_of(file.number, file.rows)
+                    slots[rows[start : start + file.rows]] = file.slots()
             self.archive.commit(owners, add=written)
         return slots
 
@@ -133,55 +133,55 @@ class Files:
         """Drop exactly these rows and merge small files of the partition, in one durable commit."""
         owners = self.owned(partition)
         mine = [file for file in self.live() if file.partition == partition]
-        doomed = self._doomed(drop)
-        merged = small([file for file in mine if file.number not in doomed], merge_below_rows, self._rows_max)
-        sources = [file for file in mine if file.number in doomed or file in merged]
+        doomed = self._doomed([where for where in drop if where.partition == partition])
+        merged = small([file for file in mine if file.key not in doomed], merge_below_rows, self._rows_max)
+        sources = [file for file in mine if file.key in doomed or file in merged]
         if not sources:
             return Rewrite.nothing()
-        for file in sources:
-            self.archive.disk.touch(file.path, self._clock())
-        sources = [replace(file, touched_ms=int(self._clock() * 1000)) for file in sources]
         kept = Kept()
         with self._writing() as written:
             groups = regroup(self._survivors(sources, doomed, kept), self._style.group_rows)
             while (first := next(groups, None)) is not None:
-                self._write(
-                    partition, chain([first], islice(groups, self._rows_max // self._style.group_rows - 1)), written
-                )
+                others = islice(groups, self._rows_max // self._style.group_rows - 1)
+                self._write(partition, chain([first], others), written)
             self._replace(owners, sources, doomed, written)
-        new_slots = [slots_of(file.number, file.rows) for file in written]
-        return kept.rewrite(sum(int(rows.sum()) for rows in doomed.values()), new_slots)
-
-    def _replace(
-        self, owners: Mapping[int, int], sources: list[DataFile], doomed: Mapping[int, Bools], written: list[DataFile]
-    ) -> None:
-        """Commit new files for old ones. The old are found among the retired before they leave the live ones."""
-        for file in sources:
-            dropped = doomed.get(file.number, np.zeros(file.rows, bool))
-            self._retired[file.partition, file.number] = (file, dropped)
-        try:
-            self.archive.commit(owners, add=written, remove=sources)
-        except BaseException:
-            for file in sources:
-                del self._retired[file.partition, file.number]
-            raise
+        dropped = sum(int(rows.sum()) for rows in doomed.values())
+        return kept.rewrite(dropped, [file.slots() for file in written])
 
     def clear(self) -> None:
-        """Take every file of our partitions out of the archive, durably."""
-        now_s = self._clock()
-        sources = [replace(file, touched_ms=int(now_s * 1000)) for file in self.live() if file.partition in self._owned]
+        """Take every file of our partitions out of the archive, in one durable commit."""
+        sources = [file for file in self.live() if file.partition in self._owned]
+        owners = {file.partition: self._owned[file.partition] for file in sources}
+        if sources:
+            with self._writing() as nothing:
+                self._replace(owners, sources, {file.key: np.ones(file.rows, bool) for file in sources}, nothing)
+
+    def _replace(
+        self,
+        owners: Mapping[int, int],
+        sources: Sequence[DataFile],
+        doomed: Mapping[Key, Bools],
+        written: Sequence[DataFile],
+    ) -> None:
+        """Commit new files for old ones, which are touched first (see Archive.vacuum).
+
+        Readers find the old ones among the retired before they leave the live ones.
+        """
+        now_s, before = self._clock(), self._retired
         for file in sources:
             self.archive.disk.touch(file.path, now_s)
-        if sources:
-            everything = {file.number: np.ones(file.rows, bool) for file in sources}
-            for owner in sorted({file.partition for file in sources}):
-                self._replace(self.owned(owner), [file for file in sources if file.partition == owner], everything, [])
+        self._retired = {**before, **{file.key: (file, doomed.get(file.key, _none(file))) for file in sources}}
+        try:
+            gone = [replace(file, touched_ms=int(now_s * 1000)) for file in sources]
+            self.archive.commit(owners, add=written, remove=gone)
+        except BaseException:
+            self._retired = before
+            raise
 
     def vacuum(self, after_s: float) -> int:
         """Unlink files replaced, or left by a crash, more than `after_s` ago; returns how many."""
         gone = self.archive.vacuum(self._owned, self._clock() - after_s)
-        for key in [key for path in gone if (key := self._key(path)) in self._retired]:
-            del self._retired[key]
+        self._retired = {key: held for key, held in self._retired.items() if held[0].path not in gone}
         return len(gone)
 
     # -- inside ------------------------------------------------------------------------------------------------------
@@ -213,45 +213,52 @@ class Files:
                 raise (TierFull if full else TierUnavailable)(f"glacier did not write: {error}") from error
             raise
 
-    def _doomed(self, drop: Sequence[Location]) -> dict[int, Bools]:
-        """Return, by file number, which rows are to go: those that really are the id and version asked for."""
-        asked: defaultdict[DataFile, dict[int, Location]] = defaultdict(dict)
+    def _doomed(self, drop: Sequence[Location]) -> dict[Key, Bools]:
+        """Return, by file, which rows are to go: those that really are the id and version asked for."""
+        asked: defaultdict[Key, list[tuple[int, Location]]] = defaultdict(list)
         for where in drop:
-            file = self.archive.files.get((where.partition, where.slot >> ROW_BITS))
-            if file is not None:
-                asked[file][where.slot & (FILE_ROWS_MAX - 1)] = where
-        doomed: dict[int, Bools] = {}
-        for file, rows in asked.items():
-            mask = np.zeros(file.rows, bool)
-            for start, batch in self._batches(file, ["id", "version"]):
-                versions, ids = record.versions_of(batch), batch["id"]
-                for row in [row for row in rows if start <= row < start + batch.num_rows]:
-                    mask[row] = versions[row - start] == rows[row].version and ids[row - start].as_py() == rows[row].id
-            if mask.any():
-                doomed[file.number] = mask
+            key, row = place(where)
+            asked[key].append((row, where))
+        doomed: dict[Key, Bools] = {}
+        for key, rows in asked.items():
+            file = self.archive.files.get(key)
+            if file is not None and (mask := self._matching(file, rows)).any():
+                doomed[key] = mask
         return doomed
+
+    def _matching(self, file: DataFile, asked: Sequence[tuple[int, Location]]) -> Bools:
+        """Return which rows of the file are those asked for."""
+        mask = _none(file)
+        rows = np.array([row for row, _ in asked], np.int64)
+        ids = np.array([where.id for _, where in asked], object)
+        versions = np.array([where.version for _, where in asked], np.int64)
+        for start, batch in self._batches(file, ["id", "version"]):
+            here = np.flatnonzero((rows >= start) & (rows < start + batch.num_rows))
+            part = batch.take(pa.array(rows[here] - start))
+            same = np.array(part["id"].to_pylist(), object) == ids[here]
+            mask[rows[here[same & (record.versions_of(part) == versions[here])]]] = True
+        return mask
 
     def _batches(self, file: DataFile, columns: list[str] | None = None) -> Iterator[tuple[int, pa.RecordBatch]]:
         """Yield a file as it is stored, with the row that each batch starts at."""
         start = 0
         while start < file.rows:
-            batch = parquet.scan(self.archive.disk, file, self.layout, start, self._style.group_rows, columns)
+            batch = self.scan(file, start, self._style.group_rows, columns)
             yield start, batch
             start += batch.num_rows
 
     def _survivors(
-        self, sources: Sequence[DataFile], doomed: Mapping[int, Bools], kept: Kept
+        self, sources: Sequence[DataFile], doomed: Mapping[Key, Bools], kept: Kept
     ) -> Iterator[pa.RecordBatch]:
         for file in sources:
             for start, batch in self._batches(file):
-                slots = slots_of(file.number, file.rows)[start : start + batch.num_rows]
-                if file.number in doomed:
-                    stay = ~doomed[file.number][start : start + batch.num_rows]
-                    batch, slots = batch.filter(pa.array(stay)), slots[stay]
-                kept.add(batch, slots)
-                yield batch
+                slots = file.slots()[start : start + batch.num_rows]
+                stay = ~doomed.get(file.key, _none(file))[start : start + batch.num_rows]
+                part = batch if stay.all() else batch.filter(pa.array(stay))
+                kept.add(part, slots[stay])
+                yield part
 
-    def _key(self, path: str) -> tuple[int, int]:
-        name = parse(path)
-        assert name is not None, "the archive vacuums only names of ours"
-        return name
+
+def _none(file: DataFile) -> Bools:
+    """Return a mask of none of a file's rows."""
+    return np.zeros(file.rows, bool)

@@ -5,7 +5,8 @@ Vectors are byte-stream-split under zstd, without dictionaries: 16,384 rows of 2
 of reading: 2 ms.
 
 Pages carry checksums. The footer does not, so a file is read only if its schema and row counts are what they must be:
-with that, every single-bit flip of a file gives the same rows or TierCorrupt (tests/tiers/test_parquet.py flips all).
+with that, every one of the 74,000 single-bit flips of a small file gave the same rows or an error (the test flips one
+bit of each byte).
 """
 
 from __future__ import annotations
@@ -22,11 +23,13 @@ import pyarrow.parquet as pq
 from tiers import record
 from tiers.disk import Disk
 from tiers.errors import TierCorrupt, TierUnavailable
-from tiers.record import Row
+from tiers.record import Int64s, Row
 from tiers.tier import Location
 
 VECTOR = "vector.list.element"  # the leaf column's path in the file
 BLOOM_FPP = 0.01
+ROW_BITS = 24  # a slot is file number << ROW_BITS | row in file
+FILE_ROWS_MAX = 1 << ROW_BITS
 TIME_MS_MAX = 253_402_300_800_000  # the year 10000: ISO 8601 in the log's statistics ends there
 
 
@@ -44,6 +47,20 @@ class DataFile:
     bytes: int
     touched_ms: int = 0
     stats: str = ""
+
+    @property
+    def key(self) -> tuple[int, int]:
+        """Partition and number."""
+        return self.partition, self.number
+
+    def slots(self) -> Int64s:
+        """Return the slot of each row."""
+        return (self.number << ROW_BITS) + np.arange(self.rows, dtype=np.int64)
+
+
+def place(where: Location) -> tuple[tuple[int, int], int]:
+    """Return a location's (partition, file number) and row in the file."""
+    return (where.partition, where.slot >> ROW_BITS), where.slot & (FILE_ROWS_MAX - 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +102,7 @@ class Layout:
 
 
 def _empty(kind: pa.DataType) -> bool:
-    return pa.types.is_struct(kind) and kind.num_fields == 0
+    return bool(pa.types.is_struct(kind)) and kind == pa.struct([])
 
 
 def _stored(kind: pa.DataType) -> pa.DataType:
@@ -132,7 +149,7 @@ def prove(disk: Disk, file: DataFile, schema: pa.Schema) -> DataFile:
         bounds = {name: _bounds(parquet.metadata, schema.get_field_index(name)) for name in ("version", "event_time")}
     stats: dict[str, object] = {"numRecords": file.rows}
     least, most = bounds["event_time"]
-    if 0 <= least and most < TIME_MS_MAX * 1000:
+    if least >= 0 and most < TIME_MS_MAX * 1000:
         low, high = (f"{np.datetime64(us // 1000, 'ms')}Z" for us in (least, most))
         stats["minValues"] = {"version": bounds["version"][0], "event_time": low}
         stats["maxValues"] = {"version": bounds["version"][1], "event_time": high}

@@ -85,7 +85,7 @@ def regroup(batches: Iterable[pa.RecordBatch], rows: int) -> Iterator[pa.RecordB
         waiting.append(batch)
         count += batch.num_rows
         if count >= rows:
-            whole = pa.concat_batches(waiting)
+            whole = waiting[0] if len(waiting) == 1 else pa.concat_batches(waiting)
             done = count - count % rows
             yield from (whole.slice(start, rows) for start in range(0, done, rows))
             waiting, count = [whole.slice(done)], count - done

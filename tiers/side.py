@@ -4,7 +4,7 @@ Derived: DuckDB holds every row durably, and `reconcile` says at open which rows
 here is fsynced: whatever a crash leaves behind is caught by a checksum (the frame's at open, the row's at every read)
 and made again. Layout, little-endian, in `side-<number>.dat` of at most `segment_bytes` (one row may exceed it):
 
-    frame   magic 2s "IF" | format u16 = 1 | rows u32 | bytes of the rows u64 | crc32c u32 of what precedes and the tables
+    frame   magic 2s "IF" | format u16 = 1 | rows u32 | bytes of the rows u64 | crc32c u32 of all that and the tables
     tables  slot i64 per row, length u32 per row
     rows    packed rows (tiers/codec.py), end to end
 
@@ -147,7 +147,7 @@ class SideFile:
         return len(self._slots)
 
     @property
-    def bytes(self) -> int:
+    def size(self) -> int:
         """Bytes of all segments."""
         return sum(segment.end for segment in list(self._segments.values()))
 
@@ -156,7 +156,7 @@ class SideFile:
         return self._slots.live()
 
     def read(self, slots: Int64s) -> list[bytes | None]:
-        """Return each slot's packed row, unchecked; None where there is no such row, b"" where it cannot be read here."""
+        """Return each slot's packed row, unchecked; None: there is no such row; b"": it cannot be read here."""
         where = self._slots.find(slots).tolist()
         # Looked up after the places: a segment rewritten between the two is missing, and its row is read elsewhere.
         segments = [self._segments.get(number) for number, _, _ in where]

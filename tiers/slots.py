@@ -59,7 +59,8 @@ class Slots:
         """Return the slots of all rows, in growing order."""
         with self._lock:
             slot, place = self._slot[: self._count], self._place[: self._count]
-        return slot[place["segment"] != GONE]
+        live: Int64s = slot[place["segment"] != GONE]
+        return live
 
     def _at(self, slots: Int64s) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.bool_]]:
         """Return the position of each slot, and which are there at all."""
@@ -88,7 +89,7 @@ class Slots:
         """Forget slots; returns where those that existed lay."""
         at, known = self._at(np.unique(slots))
         at = at[known]
-        before = self._place[at]
+        before: Places = self._place[at]
         gone = before["segment"] == GONE
         with self._lock:
             self._place["segment"][at] = GONE
@@ -97,7 +98,8 @@ class Slots:
             keep = self._place["segment"][: self._count] != GONE
             self._swap(self._slot[: self._count][keep], self._place[: self._count][keep], len(self))
             self._dead = 0
-        return before[~gone]
+        dropped: Places = before[~gone]
+        return dropped
 
     def of(self, segment: int) -> tuple[Int64s, Places]:
         """Return the slots and places of the rows in one segment."""

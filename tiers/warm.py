@@ -5,10 +5,10 @@ at most `rows_per_call` rows of one bucket, with the partition's epoch: durable 
 always`, and a big call is one fsync.
 
 All calls of one `store` happen or none does: room for the whole batch is checked before the first, only the first can
-be refused for memory, and a server that goes away between two is an unknown outcome.
+be refused for memory, and a refusal between two is an unknown outcome.
 
-Back of the envelope, 256 floats and 150 bytes of payload (1.25 KB packed): 1.4-1.7 KB of the server's memory a row
-(malloc and jemalloc), @STORE rows/s stored and @GET rows/s read by one caller.
+Back of the envelope, 256 floats and 190 bytes of payload (1.3 KB packed): 1.4-1.7 KB of the server's memory a row
+(malloc and jemalloc); one caller on two shared cores stores 40,000 rows/s and gets 130,000 (a thousand a call).
 """
 
 from __future__ import annotations
@@ -56,11 +56,6 @@ class WarmSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
             raise SettingsError("warm: buckets, timeout_ms and connections are at least 1, bytes_limit at least 0")
 
 
-def connect(settings: WarmSettings) -> Redis:
-    """Return a client of the tier's server, for those who need it before the tier is open (the lease)."""
-    return valkey.connect(settings.url, connections=settings.connections, timeout_ms=settings.timeout_ms)
-
-
 class WarmMemory:
     """The warm tier. `client` holds its connections. Used alone, one process at a time owns all partitions."""
 
@@ -85,12 +80,13 @@ class WarmMemory:
 
         With an `index` the caller raises the epochs (`raise_epoch`) before it stores. ServiceMissing says what to do.
         """
-        warm = cls(connect(settings), settings, shape, partitions, index)
+        client = valkey.connect(settings.url, connections=settings.connections, timeout_ms=settings.timeout_ms)
+        warm = cls(client, settings, shape, partitions, index)
         try:
-            await valkey.check(warm.client)
+            await valkey.check(client)
             await warm._check_layout()
             for script in SCRIPTS:
-                await script.load(warm.client)
+                await script.load(client)
             if warm._alone:
                 for partition, present in (await warm.epochs()).items():
                     await warm._raise(partition, present + 1, present)
@@ -158,8 +154,7 @@ class WarmMemory:
     async def _check_room(self, need: int) -> None:
         usage = await self.usage()
         if usage.bytes_limit and usage.bytes + self._reserved > usage.bytes_limit:
-            held = f"{usage.bytes:,} of {usage.bytes_limit:,} bytes"
-            raise TierFull(f"warm at {valkey.address(self.client)} holds {held}: no room for {need:,} more")
+            raise TierFull(f"warm holds {usage.bytes:,} of {usage.bytes_limit:,} bytes: no room for {need:,} more")
 
     async def _put(self, unique: pa.RecordBatch) -> Int64s:
         """Store rows of distinct ids; returns the version held of each. Packed a call at a time, to spare the loop."""
@@ -205,10 +200,8 @@ class WarmMemory:
         for start in range(0, len(locations), PAGE_ROWS):
             page = locations[start : start + PAGE_ROWS]
             rows = await self._fetch([self._keys.row(where.partition, where.id) for where in page])
-            found += [
-                row if row is not None and row.version == where.version else None
-                for where, row in zip(page, rows, strict=True)
-            ]
+            asked = zip(page, rows, strict=True)
+            found += [row if row is not None and row.version == where.version else None for where, row in asked]
         return found
 
     async def retrieve(self, query: Query) -> Result:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -146,9 +147,16 @@ async def test_not_ours(client: Redis, prefix: str) -> None:
 
 async def test_run_ends_the_process_when_the_lease_is_lost(client: Redis, prefix: str) -> None:
     """Renewing goes on by itself and raises as soon as another owner is found."""
-    lease = await Lease.acquire(client, prefix, [0], "a", {}, ttl_s=0.03)
-    await client.persist(f"{{{prefix}:0:lease}}")
+    looks, renewed_twice = count(), asyncio.Event()
+
+    def looked_at() -> float:
+        if next(looks) == 3:  # one for the acquiring, two for renewals that were answered, and one more
+            renewed_twice.set()
+        return 1_000.0
+
+    lease = await Lease.acquire(client, prefix, [0], "a", {}, 0.03, clock=looked_at)
     running = asyncio.ensure_future(lease.run(asyncio.Event()))
+    await renewed_twice.wait()
     await pass_to(client, prefix, "b", 0)
 
     with pytest.raises(Fenced):

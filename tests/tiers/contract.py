@@ -1,8 +1,10 @@
-"""What every tier does when it is used alone (R10). A tier's tests subclass `TierContract` and open it:
+"""What every tier does when it is used alone (R10).
+
+A tier's tests subclass `TierContract` and open it:
 
     class TestCold(TierContract):
         async def open_tier(self, tmp_path, server, prefix, shape):
-            return await ColdMemory.open(ColdSettings(path=tmp_path / f"{prefix}.duckdb"), shape, partitions=PARTITIONS)
+            return await ColdMemory.open(ColdSettings(path=str(tmp_path / prefix)), shape, partitions=PARTITIONS)
 
     class TestWarm(TierContract):
         @pytest.fixture

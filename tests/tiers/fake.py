@@ -7,7 +7,7 @@ contract as the real tiers.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Generator, Sequence
+from collections.abc import AsyncIterator, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import coroutine
 
@@ -64,6 +64,8 @@ class FakeTier:
         self.name, self.shape, self.partitions = name, shape, partitions
         self.held = store if store is not None else Store()
         self.trace = trace if trace is not None else []
+        self.rewritten: dict[int, int | None] = {}  # slot before a rewrite -> slot after it, None for a dropped row
+        self._former: dict[int | str, Row] = {}  # what the replaced files hold: readable until they are vacuumed
         self._alone = index is None
         self.index = index if index is not None else Index.of(shape)
 
@@ -84,11 +86,20 @@ class FakeTier:
         """Return (id, version, slot) of every row."""
         return {(row.id, row.version, key if isinstance(key, int) else NO_SLOT) for key, row in self.held.rows.items()}
 
+    def now(self, slot: int) -> int | None:
+        """Return where the row of a slot lies after all rewrites; None when one dropped it."""
+        while slot in self.rewritten:
+            after = self.rewritten[slot]
+            if after is None:
+                return None
+            slot = after
+        return slot
+
     def _key(self, where: Location) -> int | str:
         return where.id if self.name is TierName.WARM else where.slot
 
-    def _matches(self, where: Location) -> bool:
-        row = self.held.rows.get(self._key(where))
+    def _matches(self, where: Location, rows: Mapping[int | str, Row] | None = None) -> bool:
+        row = (self.held.rows if rows is None else rows).get(self._key(where))
         return row is not None and (row.id, row.version) == (where.id, where.version)
 
     # -- the tier ----------------------------------------------------------------------------------------------------
@@ -131,7 +142,8 @@ class FakeTier:
     async def get(self, locations: Sequence[Location]) -> list[Row | None]:
         """See Tier."""
         await self._at("get", "sent")
-        found = [self.held.rows[self._key(where)] if self._matches(where) else None for where in locations]
+        readable = self._former | self.held.rows
+        found = [readable[self._key(where)] if self._matches(where, readable) else None for where in locations]
         await self._at("get", "answered")
         return found
 
@@ -156,7 +168,8 @@ class FakeTier:
         new = [self.held.next_slot + at for at in range(len(kept))]
         self.held.next_slot += len(kept)
         for key in [*gone, *(key for key, _ in kept)]:
-            del self.held.rows[key]
+            self._former[key] = self.held.rows.pop(key)
+        self.rewritten |= dict.fromkeys(map(int, gone)) | dict(zip((key for key, _ in kept), new, strict=True))
         self.held.rows |= dict(zip(new, (row for _, row in kept), strict=True))
         await self._at("rewrite", "answered")
         numbers = [np.array(values, np.int64) for values in ([r.version for _, r in kept], [k for k, _ in kept], new)]

@@ -60,7 +60,14 @@ ROWS = st.builds(
     payload=st.binary(max_size=64),
     attributes=ATTRIBUTES,
 ) | st.builds(
-    Row, IDS, st.integers(0, 2**63 - 1), TIMES, st.none() | TIMES, st.none(), st.just(b""), st.just({}), st.just(True)
+    Row,
+    id=IDS,
+    version=st.integers(0, 2**63 - 1),
+    event_time=TIMES,
+    expires_at=st.none() | TIMES,
+    vector=st.none(),
+    payload=st.just(b""),
+    deleted=st.just(value=True),
 )
 
 

@@ -366,7 +366,7 @@ def test_rebuild_does_not_depend_on_the_order_of_the_tiers(keys, random):
 
 
 async def test_a_row_found_in_two_tiers_is_named_for_its_announcement():
-    """Equal versions in warm and cold mean a move that died before it was announced: the load says from where to where."""
+    """Equal versions in warm and cold mean a move that died, perhaps unannounced: the load says from where to where."""
     one = row("a", 5)
     _, twice = await rebuilt([Listed(TierName.WARM, [(one, NO_SLOT)], 5), Listed(TierName.COLD, [(one, 9)], 5)])
 

@@ -1,12 +1,8 @@
-"""WarmMemory against a real server: fences, versions, room, durability, and what is known when a reply is lost."""
+"""WarmMemory against a real server: versions, evictions, fences, reading, and its use alone."""
 
 from __future__ import annotations
 
-import asyncio
-import struct
-from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import asynccontextmanager
-from pathlib import Path
+from collections.abc import AsyncIterator, Iterator
 
 import numpy as np
 import pyarrow as pa
@@ -14,17 +10,13 @@ import pytest
 import redis
 
 from pipeline.stack import Stack
-from tests.valkey_server import Proxy, ValkeyServer
+from tests.tiers.warm_rows import DIM, PARTITIONS, SHAPE, at, batch, opened, row, rows, versions
 from tiers import record
-from tiers.errors import Fenced, OutcomeUnknown, ServiceMissing, SettingsError, TierCorrupt, TierFull, TierUnavailable
+from tiers.errors import Fenced, SettingsError, TierCorrupt
 from tiers.index import Index
 from tiers.record import Row
-from tiers.tier import Location, Query, TierName
+from tiers.tier import Query, TierName
 from tiers.warm import WarmMemory, WarmSettings
-from tiers.warm_scripts import STORE, STORE_ON
-
-DIM, PARTITIONS = 8, 4
-SHAPE = record.schema(DIM, {"user": "string", "score": "float", "seen": "timestamp"})
 
 
 @pytest.fixture
@@ -32,13 +24,6 @@ def raw(stack: Stack) -> Iterator[redis.Redis]:
     """Look at the server past the tier."""
     with redis.Redis.from_url(stack.redis) as client:
         yield client
-
-
-@pytest.fixture
-def own(tmp_path: Path) -> Iterator[ValkeyServer]:
-    """Run a server to kill or to break."""
-    with ValkeyServer(tmp_path) as running:
-        yield running
 
 
 @pytest.fixture
@@ -52,45 +37,6 @@ async def warm(settings: WarmSettings) -> AsyncIterator[WarmMemory]:
     """Open the tier as the system does: index shared, epochs raised by the owner."""
     async with opened(settings) as tier:
         yield tier
-
-
-@asynccontextmanager
-async def opened(settings: WarmSettings, epoch: int = 1) -> AsyncIterator[WarmMemory]:
-    tier = await WarmMemory.open(settings, SHAPE, partitions=PARTITIONS, index=Index.of(SHAPE))
-    try:
-        for partition in range(PARTITIONS):
-            await tier.raise_epoch(partition, epoch)
-        yield tier
-    finally:
-        await tier.cleanup()
-
-
-def row(identifier: str, version: int = 1, payload: bytes = b"{}", *, deleted: bool = False) -> Row:
-    vector = None if deleted else np.full(DIM, 1 + len(identifier), np.float32)
-    return Row(identifier, version, 1_700_000_000_000, None, vector, payload, {} if deleted else {"user": "u"}, deleted)
-
-
-def batch(*rows: Row) -> pa.RecordBatch:
-    return record.to_batch(rows, SHAPE)
-
-
-def rows(number: int, version: int = 1, payload: bytes = b"{}") -> pa.RecordBatch:
-    return batch(*(row(f"ns/{at}", version, payload) for at in range(number)))
-
-
-def at(identifier: str, version: int = 1) -> Location:
-    return Location(identifier, version, record.partition(identifier, PARTITIONS))
-
-
-async def versions(tier: WarmMemory) -> dict[str, int]:
-    """What the tier physically holds; fails when an id comes twice."""
-    found = [pair async for part in tier.retrieve_all() for pair in pairs(part)]
-    assert len(found) == len(dict(found))
-    return dict(found)
-
-
-def pairs(part: pa.RecordBatch) -> Sequence[tuple[str, int]]:
-    return list(zip(part["id"].to_pylist(), part["version"].to_pylist(), strict=True))
 
 
 class TestStore:
@@ -260,42 +206,21 @@ class TestFence:
         await first.cleanup()
         await second.cleanup()
 
+    async def test_two_opened_at_once(self, settings: WarmSettings, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Of two that saw the same epoch and want the next one, only the first gets it."""
+        first = await WarmMemory.open(settings, SHAPE, partitions=PARTITIONS)
 
-class TestOpen:
-    @pytest.mark.parametrize(
-        ("name", "value", "good"),
-        [
-            ("appendfsync", "everysec", "always"),
-            ("maxmemory-policy", "allkeys-lru", "noeviction"),
-            ("no-appendfsync-on-rewrite", "yes", "no"),
-            ("appendonly", "no", "yes"),
-        ],
-    )
-    async def test_refuses_what_is_not_durable(self, own: ValkeyServer, name: str, value: str, good: str) -> None:
-        """A server that could lose an answered write is refused, with its address and the command that mends it."""
-        with redis.Redis(port=own.port) as client:
-            client.config_set(name, value)
+        async def as_the_first_saw(_: WarmMemory) -> dict[int, int]:
+            return dict.fromkeys(range(PARTITIONS), 0)
 
-            with pytest.raises(ServiceMissing, match=f"127.0.0.1:{own.port}.*redis-cli CONFIG SET {name} {good}"):
-                await WarmMemory.open(WarmSettings(url=own.url), SHAPE, partitions=PARTITIONS)
-
-    async def test_nothing_there(self, own: ValkeyServer) -> None:
-        """Where nothing listens the message names the address and no password."""
-        own.kill()
-        settings = WarmSettings(url=f"redis://:secret@127.0.0.1:{own.port}/0")
-
-        with pytest.raises(ServiceMissing, match=rf"127\.0\.0\.1:{own.port}") as caught:
+        monkeypatch.setattr(WarmMemory, "epochs", as_the_first_saw)
+        with pytest.raises(Fenced, match="cannot get 1"):
             await WarmMemory.open(settings, SHAPE, partitions=PARTITIONS)
-        assert "secret" not in str(caught.value)
+        await first.store(rows(1))
+        await first.cleanup()
 
-    async def test_a_replica(self, own: ValkeyServer) -> None:
-        """A replica is refused."""
-        with redis.Redis(port=own.port) as client:
-            client.replicaof("127.0.0.1", "1")
 
-            with pytest.raises(ServiceMissing, match="replica"):
-                await WarmMemory.open(WarmSettings(url=own.url), SHAPE, partitions=PARTITIONS)
-
+class TestLayout:
     async def test_other_buckets(self, warm: WarmMemory, settings: WarmSettings) -> None:
         """Rows laid out for another number of buckets or partitions are refused: they would not be found."""
         await warm.store(rows(3))
@@ -305,12 +230,6 @@ class TestOpen:
             await WarmMemory.open(other, SHAPE, partitions=PARTITIONS)
         with pytest.raises(SettingsError, match="partitions=4"):
             await WarmMemory.open(settings, SHAPE, partitions=PARTITIONS * 2)
-
-    @pytest.mark.parametrize("wrong", [{"prefix": "a*"}, {"prefix": "{a"}, {"prefix": ""}, {"rows_per_call": 0}])
-    def test_impossible_settings(self, wrong: dict[str, object]) -> None:
-        """A setting that cannot work is refused before anything is opened."""
-        with pytest.raises(SettingsError, match=next(iter(wrong))):
-            WarmSettings(**wrong)  # type: ignore[arg-type]
 
 
 class TestRead:
@@ -323,6 +242,7 @@ class TestRead:
 
         everything = pa.Table.from_batches([part async for part in warm.retrieve_all()])
 
+        assert warm._keys.parse(f"{{{settings.prefix}:1:lease}}:epoch".encode()) is None
         assert everything["slot"].unique().to_pylist() == [-1]
         assert everything.filter(everything["deleted"])["id"].to_pylist() == ["ns/7"]
         assert {f"ns/{n}" for n in range(2_500)} | {"x}:y"} == set(everything["id"].to_pylist())
@@ -406,142 +326,3 @@ class TestRead:
 
         assert (usage.rows, usage.bytes_limit) == (40, 2**40)
         assert 500_000 < usage.bytes < 2**40
-
-
-class TestFull:
-    async def test_no_room_by_the_setting(self, own: ValkeyServer) -> None:
-        """A batch for which there is no room is refused whole, before anything is sent."""
-        settings = WarmSettings(url=own.url, bytes_limit=8_000_000, rows_per_call=10)
-        async with opened(settings) as tier:
-            await tier.store(rows(100))
-
-            with pytest.raises(TierFull, match="no room"):
-                await tier.store(rows(200, 2, b"x" * 100_000))
-
-            assert {f"ns/{n}": 1 for n in range(100)} == await versions(tier)
-
-    async def test_no_room_in_the_server(self, own: ValkeyServer) -> None:
-        """A server at its maxmemory refuses the call whole; evicting and raising the epoch work still."""
-        async with opened(WarmSettings(url=own.url, bytes_limit=2**40)) as tier:
-            await tier.store(rows(100))
-            with redis.Redis(port=own.port) as client:
-                client.config_set("maxmemory", "1mb")
-
-            with pytest.raises(TierFull, match="maxmemory"):
-                await tier.store(rows(200, 2))
-
-            assert {f"ns/{n}": 1 for n in range(100)} == await versions(tier)
-            assert await tier.evict([at("ns/5")], None) == 1
-            await tier.raise_epoch(0, 2)
-
-    async def test_a_batch_begun_is_completed(self, own: ValkeyServer) -> None:
-        """Later calls of a batch are let in past maxmemory, since its first rows could not be taken back."""
-        async with opened(WarmSettings(url=own.url)) as tier:
-            with redis.Redis(port=own.port) as client:
-                client.config_set("maxmemory", "1mb")
-            keys = next(tier._keys.calls(["a"], np.zeros(1, np.int32), 1)).keys
-            value = b"IR" + bytes(6) + struct.pack("<q", 7)
-
-            with pytest.raises(TierFull):
-                await STORE.run(tier.client, keys, 1, value)
-            assert struct.pack("<q", 7) == await STORE_ON.run(tier.client, keys, 1, value)
-
-    async def test_batches_side_by_side_share_the_room(self, own: ValkeyServer) -> None:
-        """Two batches that fit one by one, but not together, are not both let in."""
-        limit = 30_000_000
-        async with opened(WarmSettings(url=own.url, bytes_limit=limit)) as tier:
-            large = [batch(*(row(f"{side}/{n}", 1, b"x" * 140_000) for n in range(100))) for side in "ab"]
-
-            results = await asyncio.gather(*map(tier.store, large), return_exceptions=True)
-
-            assert any(isinstance(result, TierFull) for result in results)
-            assert (await tier.usage()).bytes < limit
-
-
-class TestDurable:
-    async def test_killed_server_keeps_what_it_answered(self, own: ValkeyServer) -> None:
-        """Rows and epochs that were answered are there after `kill -9`; the same client goes on by itself."""
-        async with opened(WarmSettings(url=own.url), epoch=3) as tier:
-            await tier.store(rows(1_000))
-            await tier.evict([at("ns/9")], None)
-            own.kill()
-            with pytest.raises(TierUnavailable):
-                await tier.store(rows(1, 2))
-            with pytest.raises(TierUnavailable):
-                await tier.get([at("ns/1")])
-            own.start()
-
-            assert {f"ns/{n}": 1 for n in range(1_000) if n != 9} == await versions(tier)
-            assert dict.fromkeys(range(PARTITIONS), 3) == await tier.epochs()
-            assert (await tier.store(rows(1, 2))).held[0] == 2
-
-    async def test_restarted_server_is_not_an_unknown_outcome(self, own: ValkeyServer) -> None:
-        """Connections that died with the server are replaced before a write is sent."""
-        async with opened(WarmSettings(url=own.url)) as tier:
-            await asyncio.gather(*(tier.store(rows(50, n)) for n in range(1, 9)))
-            own.kill()
-            await asyncio.to_thread(own.start)  # the loop goes on, as it would
-
-            await asyncio.gather(*(tier.store(rows(50, n)) for n in range(11, 19)))
-
-            assert {18} == set((await versions(tier)).values())
-
-
-class TestLostReply:
-    async def test_outcome_unknown_and_sent_once(self, own: ValkeyServer) -> None:
-        """A write whose reply never comes was executed once; nobody repeats it, and the caller is told."""
-        async with Proxy(own.port) as proxy, opened(WarmSettings(url=proxy.url, timeout_ms=300)) as tier:
-            before = calls(own)
-
-            async def until_written(_: bytes) -> bool:
-                return calls(own) == before
-
-            proxy.let_through = until_written
-
-            with pytest.raises(OutcomeUnknown, match="did not answer a EVALSHA"):
-                await tier.store(rows(1))
-            with pytest.raises(TierUnavailable):  # a read has no outcome to be unknown
-                await tier.get([at("ns/0")])
-            assert before + 1 == calls(own)
-
-    async def test_refused_within_a_batch(self, own: ValkeyServer) -> None:
-        """A server that refuses after the first call of a batch leaves an unknown outcome: a part is stored."""
-        async with Proxy(own.port) as proxy, opened(WarmSettings(url=proxy.url, rows_per_call=1)) as tier:
-            before = calls(own)
-
-            async def demote_after_one(_: bytes) -> bool:
-                if calls(own) == before + 1:
-                    with redis.Redis(port=own.port) as client:
-                        client.replicaof("127.0.0.1", "1")
-                return True
-
-            proxy.let_through = demote_after_one
-
-            with pytest.raises(OutcomeUnknown, match="only a part.*READONLY"):
-                await tier.store(rows(8))
-            with pytest.raises(TierUnavailable, match="READONLY"):
-                await tier.store(rows(8))
-
-    async def test_cancelled_caller_mixes_no_replies(self, own: ValkeyServer) -> None:
-        """After a read was cancelled with its reply on the way, the next read gets its own reply."""
-        async with Proxy(own.port) as proxy, opened(WarmSettings(url=proxy.url, connections=1)) as tier:
-            await tier.store(rows(2))
-            reached, go_on = asyncio.Event(), asyncio.Event()
-
-            async def hold(_: bytes) -> bool:
-                reached.set()
-                return await go_on.wait()
-
-            proxy.let_through = hold
-            reading = asyncio.ensure_future(tier.get([at("ns/0")]))
-            await reached.wait()
-            reading.cancel()
-            go_on.set()
-
-            assert [each.id for each in await tier.get([at("ns/1")]) if each] == ["ns/1"]
-
-
-def calls(server: ValkeyServer) -> int:
-    """How many script calls the server has executed."""
-    with redis.Redis(port=server.port) as client:
-        return int(client.info("commandstats").get("cmdstat_evalsha", {"calls": 0})["calls"])

@@ -1,0 +1,74 @@
+"""One child process: started so that it cannot outlive this one, ended in order.
+
+Whatever is cancelled, and whenever, no process stays behind without a handle.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import os
+import signal
+from asyncio.subprocess import Process
+from collections.abc import Sequence
+from pathlib import Path
+from typing import IO
+
+from tiers.errors import ServiceMissing
+
+STOP_S = 15.0
+PR_SET_PDEATHSIG = 1
+LOG_TAIL = 1_500  # characters of a server's log shown when it fails
+
+
+async def launch(command: Sequence[str], *, stdout: int | IO[bytes], stderr: int | IO[bytes]) -> Process:
+    """Start a process that dies with this one; cancelled half way, no process stays."""
+    starting = asyncio.create_task(
+        asyncio.create_subprocess_exec(
+            *command, stdin=asyncio.subprocess.DEVNULL, stdout=stdout, stderr=stderr, preexec_fn=_die_with_parent
+        ),
+        name=f"launch-{Path(command[0]).name}",
+    )
+    try:
+        return await asyncio.shield(starting)
+    except asyncio.CancelledError:  # the process may exist before its handle does: take the handle, then end it
+        child = await starting
+        child.kill()
+        await child.communicate()
+        raise
+
+
+async def output(command: Sequence[str]) -> str:
+    """Run a command to its end and return what it printed; ServiceMissing with that when it failed."""
+    child = await launch(command, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT)
+    try:
+        out, _ = await child.communicate()
+    finally:
+        if child.returncode is None:  # cancelled: nobody else knows this process
+            child.kill()
+            await child.communicate()
+    if child.returncode:
+        raise ServiceMissing(f"{command[-1]} failed: {out.decode()[-LOG_TAIL:]}")
+    return out.decode()
+
+
+async def end(child: Process) -> None:
+    """SIGTERM, and SIGKILL past the deadline; returns when it is gone."""
+    if child.returncode is None:
+        child.terminate()
+    try:
+        async with asyncio.timeout(STOP_S):
+            await child.wait()
+    except TimeoutError:
+        child.kill()
+        await child.wait()
+
+
+def _die_with_parent() -> None:
+    """Ask the kernel to end this child with its parent (Linux; elsewhere the stop does it). Runs before exec.
+
+    The parent that counts is the *thread* that forked: run the stack on a loop whose thread outlives it.
+    """
+    os.setpgrp()  # a Ctrl-C at the terminal reaches us only: we stop the servers in order
+    if hasattr(ctypes.CDLL(None), "prctl"):
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)

@@ -1,0 +1,574 @@
+"""The archive's commit path: order of effects, fence, crashes, and what others read of it."""
+
+from __future__ import annotations
+
+import errno
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import duckdb
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pytest
+from deltalake import CommitProperties, DeltaTable, Transaction
+
+from tests.tiers.contract import by_id, everything, places
+from tests.tiers.rows import ATTRIBUTES, DIM, SHAPE, batch, row
+from tiers import disk, loghealth, parquet, record
+from tiers.archive import TRIES, Archive
+from tiers.deltalog import CHECKPOINT_COMMITS, DeltaLog, owner
+from tiers.disk import Disk
+from tiers.errors import Fenced, OutcomeUnknown, ServiceMissing, TierCorrupt, TierFull, TierUnavailable
+from tiers.glacier import GlacierMemory, GlacierSettings
+from tiers.index import Index
+from tiers.parquet import DataFile, Layout, Style
+
+pytestmark = pytest.mark.unit
+
+PARTITIONS = 4
+ROOT = Path(__file__).parents[2]
+FACTS = {"dim": str(DIM)}
+SCHEMA = Layout(SHAPE).table
+
+
+class Synced:
+    """An fsync that remembers the order, and can be told to fail once at a kind of path."""
+
+    def __init__(self, root: Path) -> None:
+        self.root, self.paths, self.fail = root, [], None
+
+    def __call__(self, path: Path) -> None:
+        if self.fail is not None and path.suffix == self.fail[0]:
+            error, self.fail = self.fail[1], None
+            raise error
+        disk.fsync(path)
+        if path.is_relative_to(self.root):
+            self.paths.append(path.relative_to(self.root).as_posix())
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "archive"
+
+
+@pytest.fixture
+async def opened(path):
+    """Return a function that opens the archive as a new life, in a system (not alone)."""
+    tiers = []
+
+    async def open_it(epoch: int | None = None, **more) -> GlacierMemory:
+        tier = await GlacierMemory.open(
+            GlacierSettings(path=str(path)), SHAPE, partitions=PARTITIONS, index=Index.of(SHAPE), **more
+        )
+        tiers.append(tier)
+        for partition in range(PARTITIONS if epoch else 0):
+            await tier.raise_epoch(partition, epoch)
+        return tier
+
+    yield open_it
+    for tier in tiers:
+        await tier.cleanup()
+
+
+def version(path) -> int:
+    return DeltaTable(path).version()
+
+
+# -- durability ----------------------------------------------------------------------------------------------------
+
+
+async def test_all_is_fsynced_in_order_before_the_receipt(path, opened):
+    """File, its directory, log entry, log directory: synced in this order before a store returns."""
+    synced = Synced(path)
+    tier = await opened(1, fsync=synced)
+    await tier.store(batch(row("a", 1)))
+    partition, before = record.partition("a", PARTITIONS), len(synced.paths)
+    receipt = await tier.store(batch(row("a", 2)))
+    entry = f"_delta_log/{version(path):020}.json"
+    file = f"partition={partition}/e1-{receipt.slots[0] >> 24}.parquet"
+
+    assert [file, f"partition={partition}", entry, "_delta_log"] == synced.paths[before:]
+    assert [str(path / file)] == [uri for uri in DeltaTable(path).file_uris() if uri.endswith(file)]
+
+
+async def test_a_new_directory_is_remembered_by_its_parent(path, opened):
+    """The first file of a partition syncs the table's directory too: it names the partition's."""
+    synced = Synced(path)
+    tier = await opened(1, fsync=synced)
+    before = len(synced.paths)
+    await tier.store(batch(row("a", 1)))
+    partition = record.partition("a", PARTITIONS)
+
+    assert [".", f"partition={partition}/e1-1.parquet", f"partition={partition}"] == synced.paths[before:][:3]
+
+
+async def test_raising_an_epoch_is_fsynced(path, opened):
+    """An epoch counts only when its log entry is on stable storage."""
+    synced = Synced(path)
+    tier = await opened(fsync=synced)
+    before = len(synced.paths)
+    await tier.raise_epoch(0, 1)
+
+    assert [f"_delta_log/{version(path):020}.json", "_delta_log"] == synced.paths[before:]
+
+
+async def test_a_full_disk_changes_nothing(path, opened):
+    """ENOSPC at the data file is TierFull, another error TierUnavailable; no file stays, and the next store works."""
+    synced = Synced(path)
+    tier = await opened(1, fsync=synced)
+    before = version(path)
+    synced.fail = (".parquet", OSError(errno.ENOSPC, "no space"))
+    with pytest.raises(TierFull):
+        await tier.store(batch(row("a", 1)))
+    synced.fail = (".parquet", OSError(errno.EIO, "bad disk"))
+    with pytest.raises(TierUnavailable):
+        await tier.store(batch(row("a", 1)))
+
+    assert before == version(path)
+    assert list(path.glob("partition=*/*.parquet")) == []
+    assert (await tier.store(batch(row("a", 1)))).held.tolist() == [1]
+
+
+async def test_an_entry_that_may_not_be_durable_is_unknown(path, opened):
+    """When the fsync of the log entry fails, nobody can tell: OutcomeUnknown, and the file stays for the log."""
+    synced = Synced(path)
+    tier = await opened(1, fsync=synced)
+    synced.fail = (".json", OSError(errno.EIO, "bad disk"))
+    with pytest.raises(OutcomeUnknown):
+        await tier.store(batch(row("a", 1)))
+
+    assert len(list(path.glob("partition=*/*.parquet"))) == 1
+
+
+# -- the fence -----------------------------------------------------------------------------------------------------
+
+
+async def test_an_epoch_stays(path, opened):
+    """An epoch is 0 until raised, and is the highest raised, for every handle, after restarts."""
+    first = await opened()
+
+    assert [first.epoch(partition) for partition in range(PARTITIONS)] == [0] * PARTITIONS
+
+    await first.raise_epoch(2, 5)
+    await first.raise_epoch(2, 5)
+
+    assert [0, 0, 5, 0] == [(await opened()).epoch(partition) for partition in range(PARTITIONS)]
+
+
+async def test_a_lower_epoch_cannot_be_raised(path, opened):
+    """Raising below what the archive has is refused, and writes nothing."""
+    await opened(5)
+    before = version(path)
+    with pytest.raises(Fenced):
+        await (await opened()).raise_epoch(0, 4)
+
+    assert before == version(path)
+
+
+async def test_a_stale_owner_is_refused_even_when_it_reloads(path, opened):
+    """After a newer owner, nothing of the old one lands: no store, no rewrite, no clear, no unlinking, ever again."""
+    stale = await opened(1)
+    receipt = await stale.store(batch(row("a", 1)))
+    await opened(2)
+    before, files = version(path), sorted(path.glob("partition=*/*"))
+    for _ in range(2):
+        with pytest.raises(Fenced):
+            await stale.store(batch(row("a", 2)))
+        with pytest.raises(Fenced):
+            await stale.rewrite(places(receipt)[0].partition, places(receipt))
+        with pytest.raises(Fenced):
+            await stale.clear()
+        with pytest.raises(Fenced):
+            await stale.vacuum()
+        with pytest.raises(Fenced):
+            await stale.raise_epoch(0, 1)
+
+    assert (before, files) == (version(path), sorted(path.glob("partition=*/*")))
+    assert [None] != await stale.get(places(receipt))
+
+
+def a_file(archive: Archive) -> DataFile:
+    """Return a proven file that the log does not name yet."""
+    layout = Layout(SHAPE)
+    groups = [layout.encode(batch(row("a", 1)))]
+    parquet.write(archive.disk, "partition=0/e1-1.parquet", layout.file, Style(8, "zstd", 3), groups)
+    return parquet.prove(archive.disk, DataFile(0, 1, "partition=0/e1-1.parquet", 1, 0), layout.file)
+
+
+def files_of(path: Path) -> list[str]:
+    return DeltaTable(path).file_uris()
+
+
+class Overtaken(Archive):
+    """An archive in which `rival` runs once between the look at the epoch and the write of the entry."""
+
+    rival = None
+
+    def _admit(self, *args, **kwargs):
+        super()._admit(*args, **kwargs)
+        if self.rival is not None:
+            rival, self.rival = self.rival, None
+            rival()
+
+
+def test_an_owner_overtaken_between_look_and_write_is_refused(path):
+    """A raise that lands after the look makes the entry fail, and the second look finds the newer owner."""
+    slow = Overtaken(DeltaLog.open(Disk(path), SCHEMA, FACTS), PARTITIONS)
+    slow.raise_epochs({0: 1})
+    fast = Archive.open(Disk(path), SCHEMA, PARTITIONS, FACTS)
+    slow.rival = lambda: fast.raise_epochs({0: 2})
+    with pytest.raises(Fenced):
+        slow.commit({0: 1}, add=[a_file(slow)])
+
+    assert (2, 2) == (version(path), fast.epochs[0])
+
+
+def test_a_commit_of_another_partition_in_between_is_no_fence(path):
+    """An entry that leaves our epoch alone costs another try, not the store."""
+    slow = Overtaken(DeltaLog.open(Disk(path), SCHEMA, FACTS), PARTITIONS)
+    slow.raise_epochs({0: 1})
+    other = Archive.open(Disk(path), SCHEMA, PARTITIONS, FACTS)
+    slow.rival = lambda: other.raise_epochs({1: 7})
+    file = a_file(slow)
+    slow.commit({0: 1}, add=[file])
+
+    assert (3, [file.path]) == (version(path), [Path(uri).relative_to(path).as_posix() for uri in files_of(path)])
+
+
+def test_a_commit_always_beaten_gives_up(path):
+    """The tries are bounded; giving up changes nothing."""
+    slow = Archive.open(Disk(path), SCHEMA, PARTITIONS, FACTS)
+    slow.raise_epochs({0: 1})
+    other = Archive.open(Disk(path), SCHEMA, PARTITIONS, FACTS)
+    look, mine = slow._admit, []
+
+    def beaten(*args, **kwargs):
+        look(*args, **kwargs)
+        other.raise_epochs({1: len(mine) + 1})
+        mine.append(version(path))
+
+    slow._admit = beaten
+    with pytest.raises(TierUnavailable, match="came first"):
+        slow.commit({0: 1}, add=[a_file(slow)])
+
+    assert (TRIES, mine[-1]) == (len(mine), version(path))
+    assert ([], {}) == (files_of(path), slow.files)
+
+
+def test_delta_refuses_an_entry_on_a_stale_handle(path):
+    """What the fence stands on: without retries, a handle loaded before any other commit cannot write."""
+    Archive.open(Disk(path), SCHEMA, PARTITIONS, FACTS).raise_epochs({0: 1})
+    stale, fresh = (DeltaLog(Disk(path), SCHEMA) for _ in range(2))
+    fresh.append({1: 1}, (), ())
+    with pytest.raises(Exception, match="Failed to commit transaction"):
+        stale.append({0: 1}, (), ())
+
+
+async def test_a_process_that_never_raised_cannot_write(opened):
+    """Without an epoch of its own a process is fenced, whatever the archive has."""
+    tier = await opened()
+    with pytest.raises(Fenced):
+        await tier.store(batch(row("a", 1)))
+
+
+async def test_a_late_commit_of_the_life_before_is_seen_after_the_raise(opened):
+    """What lands between open and raise is found; after the raise nothing lands (R4a)."""
+    before = await opened(1)
+    now = await opened()
+    late = await before.store(batch(row("a", 1)))
+    for partition in range(PARTITIONS):
+        await now.raise_epoch(partition, 2)
+
+    assert ["a"] == [one.id for one, _ in await everything(now)]
+    assert ["a"] == [one.id for one in await now.get(places(late))]
+
+    own = await now.store(batch(row("b", 1), row("a", 2)))
+
+    assert len(set(own.slots.tolist()) | set(late.slots.tolist())) == 3
+
+
+# -- crashes -------------------------------------------------------------------------------------------------------
+
+
+def killed(path: Path, step: str) -> None:
+    """Let a child store version 2 of "a" and die at the step."""
+    command = [sys.executable, "-m", "tests.tiers.glacier_child", str(path), step]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == -9, done.stderr
+
+
+@pytest.fixture
+async def alone(path):
+    """Return a function that opens the archive alone."""
+    tiers = []
+
+    async def open_it(**more) -> GlacierMemory:
+        settings = GlacierSettings(path=str(path), **more.pop("settings", {}))
+        tiers.append(await GlacierMemory.open(settings, SHAPE, partitions=PARTITIONS, **more))
+        return tiers[-1]
+
+    yield open_it
+    for tier in tiers:
+        await tier.cleanup()
+
+
+@pytest.mark.parametrize("step", ["file", "folder"])
+async def test_a_crash_before_the_commit_leaves_the_old_version(path, alone, step):
+    """Killed with the file written and the log not: readers see what they saw, and the orphan goes with vacuum."""
+    first = await alone()
+    await first.store(batch(row("a", 1)))
+    await first.cleanup()
+    killed(path, step)
+    again = await alone()
+
+    assert {"a": 1} == {i: one.version for i, one in (await by_id(again, "a")).items()}
+    assert len(list(path.glob("partition=*/*.parquet"))) == 2
+    assert await again.vacuum() == 0
+
+    later = await alone(settings={"vacuum_after_s": 0.0}, clock=lambda: 4e9)
+
+    assert await later.vacuum() == 1
+    assert len(list(path.glob("partition=*/*.parquet"))) == 1
+    assert (await later.store(batch(row("a", 2)))).held.tolist() == [2]
+
+
+async def test_a_store_repeated_after_a_crash_doubles_nothing(path, alone):
+    """Killed after the commit and before the receipt: the row is there once, also after it is stored again."""
+    first = await alone()
+    await first.store(batch(row("a", 1)))
+    await first.cleanup()
+    killed(path, "entry")
+    again = await alone()
+    before = version(path)
+    receipt = await again.store(batch(row("a", 2)))
+
+    assert [2] == receipt.held.tolist()
+    assert before == version(path)
+    assert [("a", 2)] == [(one.id, one.version) for one, _ in await everything(again)]
+    assert ["a"] == [one.id for one in await again.get(places(receipt))]
+
+
+async def test_an_entry_nobody_synced_is_synced_before_it_is_believed(path, alone):
+    """The next life fsyncs what the killed one left in the log, before it is open."""
+    await (await alone()).cleanup()
+    killed(path, "entry")
+    entry = f"_delta_log/{version(path):020}.json"
+    synced = Synced(path)
+    await alone(fsync=synced)
+
+    assert entry in synced.paths
+    assert synced.paths.index(entry) < synced.paths.index("_delta_log")
+
+
+@pytest.mark.parametrize("damage", ["empty", "zeros", "half", "line"])
+async def test_a_torn_last_entry_is_put_aside(path, alone, damage):
+    """A power cut may tear the last entry, which nobody was told of; the archive opens at the one before."""
+    first = await alone()
+    await first.store(batch(row("a", 1)))
+    whole = version(path)
+    await first.store(batch(row("b", 1)))
+    await first.cleanup()
+    entry = path / "_delta_log" / f"{version(path):020}.json"
+    good = entry.read_bytes()
+    lines = good.splitlines(keepends=True)
+    entry.write_bytes(
+        {"empty": b"", "zeros": bytes(len(good)), "half": good[: len(good) // 2], "line": lines[0]}[damage]
+    )
+    again = await alone()
+
+    assert whole + 2 == version(path) + 1  # the torn number was used again, by the raise of the epochs
+    assert ["a"] == [one.id for one, _ in await everything(again)]
+    assert good != entry.read_bytes()
+
+
+async def test_a_torn_creation_is_repeated(path, alone):
+    """A table whose first entry is torn never existed."""
+    entry = path / "_delta_log" / f"{0:020}.json"
+    await (await alone()).cleanup()
+    for other in entry.parent.iterdir():
+        other.unlink()
+    entry.write_bytes(b"")
+
+    assert await everything(await alone()) == []
+
+
+@pytest.mark.parametrize("hint", [True, False])
+@pytest.mark.parametrize("damage", [b"", bytes(2000)])
+async def test_a_torn_checkpoint_is_put_aside(path, opened, damage, hint):
+    """A checkpoint is derived: one that cannot be read is renamed, and the entries tell the same."""
+    tier = await opened(3)
+    await tier.store(batch(row("a", 1)))
+    table = DeltaTable(path)
+    table.create_checkpoint()
+    checkpoint = path / "_delta_log" / f"{table.version():020}.checkpoint.parquet"
+    checkpoint.write_bytes(damage)
+    if not hint:
+        (path / "_delta_log" / "_last_checkpoint").unlink()
+    again = await opened()
+
+    assert again.epoch(0) == 3
+    assert ["a"] == [one.id for one, _ in await everything(again)]
+
+
+async def test_a_readable_checkpoint_is_never_put_aside(path, opened):
+    """When the table does not load for another reason, the start is refused and nothing is renamed."""
+    tier = await opened(3)
+    await tier.store(batch(row("a", 1)))
+    DeltaTable(path).create_checkpoint()
+    await tier.store(batch(row("a", 2)))
+    await tier.store(batch(row("a", 3)))
+    entry = path / "_delta_log" / f"{version(path) - 1:020}.json"
+    entry.write_bytes(b"no json\n")
+    before = sorted(path.glob("_delta_log/*"))
+    with pytest.raises(ServiceMissing):
+        await opened()
+
+    assert before == sorted(path.glob("_delta_log/*"))
+
+
+@pytest.mark.parametrize(
+    ("entry", "expected"),
+    [
+        (b"", False),
+        (b"\0\0", False),
+        (b'{"protocol":{}}', True),
+        (b'{"commitInfo":{}}\n{"add":{}}\n', True),
+        (b'{"commitInfo":{"isotherm.actions":"2"}}\n{"add":{}}\n{"txn":{}}\n', True),
+        (b'{"commitInfo":{"isotherm.actions":"2"}}\n{"add":{}}\n', False),
+        (b'{"commitInfo":{"isotherm.actions":"2"}}\n{"add":{}}\n{"txn":', False),
+    ],
+)
+def test_an_entry_is_whole_with_all_its_lines(entry, expected):
+    """An entry of ours says how many actions it has; one of others is whole when it parses."""
+    assert expected == loghealth.whole(entry)
+
+
+# -- checkpoints ---------------------------------------------------------------------------------------------------
+
+
+async def test_checkpoints_keep_epochs_and_files_and_are_fsynced(path, opened):
+    """Every fifty commits a checkpoint is written and fsynced; what is loaded from it is the same."""
+    synced = Synced(path)
+    tier = await opened(1, fsync=synced)
+    receipt = await tier.store(batch(row("a", 1)))
+    while version(path) < CHECKPOINT_COMMITS + 3:
+        await tier.raise_epoch(1, version(path) + 1)
+    name = f"_delta_log/{CHECKPOINT_COMMITS:020}.checkpoint.parquet"
+    at = synced.paths.index(name)
+    again = await opened()
+
+    assert [name, "_delta_log/_last_checkpoint", "_delta_log"] == synced.paths[at : at + 3]
+    assert (1, CHECKPOINT_COMMITS + 3) == (again.epoch(0), again.epoch(1))
+    assert ["a"] == [one.id for one in await again.get(places(receipt))]
+
+
+# -- what it was made for ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "partitions"),
+    [
+        ("dim", record.schema(DIM + 1, ATTRIBUTES), PARTITIONS),
+        ("partitions", SHAPE, PARTITIONS + 1),
+        ("attributes", record.schema(DIM, {"user": "string"}), PARTITIONS),
+    ],
+)
+async def test_an_archive_made_for_another_shape_is_refused(path, opened, name, shape, partitions):
+    """Another dimension, partition count or set of attributes is named, with both values and a way out."""
+    await opened()
+    with pytest.raises(ServiceMissing, match=rf"was made for {name} .*, not .*glacier\.path"):
+        await GlacierMemory.open(GlacierSettings(path=str(path)), shape, partitions=partitions)
+
+
+async def test_a_path_that_cannot_be_is_refused(tmp_path):
+    """Where no directory can be made, the start says so in a line."""
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ServiceMissing, match="does not open"):
+        await GlacierMemory.open(GlacierSettings(path=str(tmp_path / "file" / "x")), SHAPE, partitions=1)
+
+
+async def test_a_file_of_another_writer_is_refused(path, opened):
+    """Rows in a file that glacier did not number cannot be placed: the open says whose file it is."""
+    tier = await opened(1)
+    await tier.store(batch(row("a", 1), row("b", 1)))
+    await tier.store(batch(row("a", 2), row("b", 2)))
+    DeltaTable(path).optimize.compact()
+    with pytest.raises(TierCorrupt, match="was written by something else"):
+        await opened()
+
+
+async def test_a_file_taken_by_another_writer_is_not_replaced(path, opened):
+    """When someone else removed a file, rewriting it would double its rows: refused."""
+    tier = await opened(1)
+    ids = [i for i in map(str, range(50)) if record.partition(i, PARTITIONS) == 0]
+    receipt = await tier.store(batch(*(row(i, 1) for i in ids)))
+    DeltaTable(path).create_write_transaction(
+        [],
+        mode="overwrite",
+        schema=SCHEMA,
+        partition_by=["partition"],
+        commit_properties=CommitProperties(app_transactions=[Transaction(owner(9), 1)]),
+    )
+    before = version(path)
+    with pytest.raises(Fenced, match="another writer took"):
+        await tier.rewrite(0, places(receipt)[:1])
+
+    assert (before, []) == (version(path), files_of(path))
+
+
+# -- other engines -------------------------------------------------------------------------------------------------
+
+
+async def test_other_engines_read_the_newest_versions(path, alone):
+    """DuckDB over the files of a version, and pyarrow over the log, with a newest-version view, equal a dict."""
+    random = np.random.default_rng(3)
+    tier = await alone(settings={"row_group_rows": 8, "file_rows_max": 24})
+    model: dict[str, tuple[int, bool, bytes]] = {}
+    for version_ in range(1, 6):
+        ids = [f"id-{at}" for at in random.choice(90, 60, replace=False)]
+        rows = [row(i, version_, deleted=bool(random.integers(6) == 0), attributes={"rank": 7}) for i in ids]
+        await tier.store(batch(*rows))
+        model |= {one.id: (one.version, one.deleted, one.payload) for one in rows}
+    table = DeltaTable(path)
+    files = table.file_uris()
+    found = (
+        duckdb.connect()
+        .sql(
+            "SELECT id, version, deleted, payload, vector, attributes.rank, partition, epoch_ms(event_time) "
+            f"FROM read_parquet({files!r}, hive_partitioning = true) "
+            "QUALIFY version = max(version) OVER (PARTITION BY id)"
+        )
+        .fetchall()
+    )
+
+    assert model == {i: (v, gone, payload) for i, v, gone, payload, *_ in found}
+    assert {None if gone else DIM for _, _, gone, *_ in found} == {
+        vector and len(vector) for *_, vector, _, _, _ in found
+    }
+    assert {7, None} == {rank for *_, rank, _, _ in found}
+    assert all(partition == record.partition(i, PARTITIONS) for i, *_, partition, _ in found)
+
+    everything_ = table.to_pyarrow_dataset().to_table(columns=["id", "version", "deleted"])
+    newest = everything_.group_by("id").aggregate([("version", "max")])
+
+    assert {i: v for i, (v, _, _) in model.items()} == dict(
+        zip(newest["id"].to_pylist(), newest["version_max"].to_pylist(), strict=True)
+    )
+
+
+async def test_the_log_prunes_by_time(path, alone):
+    """Engines leave out files by the statistics of event time and version."""
+    tier = await alone()
+    await tier.store(batch(*(row(f"old-{at}", 1, event_time=1_000) for at in range(20))))
+    await tier.store(batch(*(row(f"new-{at}", 2, event_time=2_000_000) for at in range(20))))
+    table = DeltaTable(path)
+    young = table.file_uris(file_pruning_predicate="version > 1")
+    dataset = table.to_pyarrow_dataset()
+    after = pa.scalar(1_000_000, pa.timestamp("ms", "UTC")).cast(pa.timestamp("us", "UTC"))
+    found = dataset.to_table(filter=pc.field("event_time") > after)
+
+    assert len(young) == len(table.file_uris()) // 2
+    assert Counter(i[:3] for i in found["id"].to_pylist()) == {"new": 20}

@@ -1,0 +1,191 @@
+"""The rows of the cold tier by slot: DuckDB's table, which is the truth, and the side file beside it, kept in step.
+
+One thread writes (every method but `read` and `slots`); a few may `read`. Order of a write: room -> COMMIT (durable)
+-> side file. A kill between the two is healed at open. After OutcomeUnknown no write is tried again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import structlog
+
+from tiers import codec, record
+from tiers.cold_table import Table
+from tiers.errors import OutcomeUnknown, TierCorrupt, TierFull
+from tiers.record import Int64s, Row
+from tiers.side import SideFile
+from tiers.tier import Location, Usage
+
+if TYPE_CHECKING:
+    from tiers.cold import ColdSettings
+
+PAGE_ROWS = 8_192  # read from DuckDB at once: 12 MB at 256 dimensions
+
+log = structlog.get_logger()
+
+
+class ColdRows:
+    """Opens both in `settings.path` and appends to the side file what it lacks."""
+
+    def __init__(self, settings: ColdSettings, shape: pa.Schema) -> None:
+        self._limits = settings
+        directory = Path(settings.path)
+        self._table = Table(directory, shape, memory_limit_mb=settings.memory_limit_mb, threads=settings.threads)
+        try:
+            self._side = SideFile(directory / "cold.side", settings.segment_bytes)
+            slots = self._table.slots()
+            self._next = max(self._side.slot_max, int(slots.max(initial=-1))) + 1
+            self._rebuild(self._side.reconcile(slots))
+        except BaseException:
+            self._table.close()
+            raise
+        self._evicted_bytes = 0  # since the last checkpoint
+        self._unknown: OutcomeUnknown | None = None
+
+    def _rebuild(self, missing: Int64s) -> None:
+        lost = 0
+        for start in range(0, len(missing), PAGE_ROWS):
+            batch = self._table.pick(missing[start : start + PAGE_ROWS])
+            lost += self._side.append(batch["slot"].to_numpy(), codec.encode_batch(batch))
+        self._side.shrink()
+        if len(missing):
+            log.info("side.rebuilt", rows=len(missing), lost=lost)
+
+    def __len__(self) -> int:
+        return len(self._side)
+
+    def close(self) -> None:
+        """Checkpoint if that can be, and close both; what stays in the WAL is read at the next open."""
+        try:
+            if self._unknown is None:
+                self._table.checkpoint()
+        except OutcomeUnknown as error:
+            log.warning("cold.checkpoint_failed", error=str(error))
+        finally:
+            self._side.close()
+            self._table.close()
+
+    # -- writing -----------------------------------------------------------------------------------------------------
+
+    def add(self, batch: pa.RecordBatch, partitions: npt.NDArray[np.int32], packed: list[bytes]) -> Int64s:
+        """Write rows, durably; returns their slots. TierFull, TierUnavailable, InvalidRecord: nothing was changed."""
+        self._upkeep()
+        self._make_sure_of_room(batch.num_rows, sum(map(len, packed)))
+        slots = np.arange(self._next, self._next + batch.num_rows, dtype=np.int64)
+        try:
+            self._table.insert(batch, slots, partitions)
+        except OutcomeUnknown as error:
+            self._unknown = error
+            raise
+        self._next += batch.num_rows
+        lost = self._side.append(slots, packed)
+        if lost:
+            log.warning("side.append_failed", rows=lost)
+        return slots
+
+    def remove(self, keys: Sequence[Location]) -> int:
+        """Delete exactly these (slot, id, version), durably; returns how many there were."""
+        self._upkeep()
+        try:
+            slots = self._table.delete(keys)
+        except OutcomeUnknown as error:
+            self._unknown = error
+            raise
+        self._evicted_bytes += self._side.release(slots)
+        self._side.shrink()
+        return len(slots)
+
+    def clear(self) -> None:
+        """Delete everything, durably."""
+        self._upkeep()
+        try:
+            self._table.clear()
+        except OutcomeUnknown as error:
+            self._unknown = error
+            raise
+        self._side.clear()
+        self._evicted_bytes = self._limits.checkpoint_bytes
+        self._upkeep()
+
+    def _make_sure_of_room(self, rows: int, size: int) -> None:
+        """Raise TierFull when a limit would be passed; `size` counts twice, in DuckDB and beside it."""
+        limits = self._limits
+        if limits.rows_limit and len(self) + rows > limits.rows_limit:
+            raise TierFull(f"cold holds {len(self)} rows of {limits.rows_limit}: no room for {rows} more")
+        used, spare = self._table.bytes()
+        if limits.bytes_limit and used + self._side.size + 2 * size > limits.bytes_limit:
+            raise TierFull(f"cold holds {used + self._side.size:,} bytes of {limits.bytes_limit:,}: no room")
+        if self._table.free + spare < limits.reserve_bytes + 2 * size:
+            raise TierFull(f"the disk of {self._table.file} has {self._table.free:,} bytes left: no room")
+
+    def _upkeep(self) -> None:
+        """Checkpoint when due; before a write, so that its failure is not taken for the write's."""
+        if self._unknown is not None:
+            raise OutcomeUnknown(str(self._unknown)) from self._unknown
+        if self._table.wal_bytes + self._evicted_bytes < self._limits.checkpoint_bytes:
+            return
+        try:
+            if self._table.checkpoint():
+                self._evicted_bytes = 0
+        except OutcomeUnknown as error:
+            self._unknown = error
+            raise
+
+    # -- reading -----------------------------------------------------------------------------------------------------
+
+    def slots(self) -> Int64s:
+        """Return the slots of all rows, in growing order. Any thread."""
+        return self._side.slots()
+
+    def read(self, locations: Sequence[Location]) -> tuple[list[Row | None], list[int]]:
+        """Return rows from the side file, and the positions of those that it cannot show rightly. Any thread."""
+        packed = self._side.read(np.array([where.slot for where in locations], np.int64))
+        rows: list[Row | None] = [None] * len(locations)
+        doubtful: list[int] = []
+        for at, (where, data) in enumerate(zip(locations, packed, strict=True)):
+            row = None if data is None else checked(data)
+            if row is not None and matches(row, where):
+                rows[at] = row
+            elif data is not None:
+                doubtful.append(at)
+        return rows, doubtful
+
+    def recover(self, locations: Sequence[Location]) -> list[Row | None]:
+        """Return rows from DuckDB, and append again what the side file shows otherwise; TierCorrupt: unreadable."""
+        batch = self._table.pick(np.array([where.slot for where in locations], np.int64))
+        slots, packed = batch["slot"].to_numpy(), codec.encode_batch(batch)
+        wrong = [at for at, data in enumerate(self._side.read(slots)) if data != packed[at]]
+        if wrong:
+            lost = self._side.append(slots[wrong], [packed[at] for at in wrong])
+            log.warning("side.repaired", rows=len(wrong), lost=lost)
+        by_slot = {slot: record.row_at(batch, at) for at, slot in enumerate(slots.tolist())}
+        found = [by_slot.get(where.slot) for where in locations]
+        return [row if row and matches(row, where) else None for row, where in zip(found, locations, strict=True)]
+
+    def page(self, first: int, last: int) -> pa.RecordBatch:
+        """Return the rows of slots first to last, from DuckDB."""
+        return self._table.between(first, last)
+
+    def usage(self) -> Usage:
+        """Return rows and bytes, both files counted."""
+        size = self._table.bytes()[0] + self._side.size
+        return Usage(len(self), size, self._limits.rows_limit, self._limits.bytes_limit)
+
+
+def checked(data: bytes) -> Row | None:
+    """Return the packed row, or None where its bytes are damaged."""
+    try:
+        return codec.decode(data)
+    except TierCorrupt:
+        return None
+
+
+def matches(row: Row, where: Location) -> bool:
+    """Say whether this is the row that was asked for."""
+    return row.version == where.version and row.id == where.id
