@@ -65,7 +65,10 @@ class Demote:
         """Queue moves of at most `rows_max` rows for the rows of `batch` that are still where it says."""
         if not batch.num_rows:
             return
-        source = TierName(batch["tier"][0].as_py())
+        number = batch["tier"][0].as_py()
+        if number not in {*TierName}:
+            raise InvalidRecord("tier", f"there is no tier {number}")
+        source = TierName(number)
         ids, versions = batch["id"].to_pylist(), batch["version"].to_pylist()
         keep = [at for at, key in enumerate(zip(ids, versions, strict=True)) if self._still(source, partition, *key)]
         rows = policy.Columns(

@@ -276,8 +276,8 @@ def _time(milliseconds: int) -> str:
 
 
 def _lines(batch: Any) -> bytes:
-    rows = (record.row_at(batch, at) for at in range(batch.num_rows))
-    return b"".join(_encode({"id": row.id, **_fields(row, ["payload", "attributes"])}) + b"\n" for row in rows)
+    shown_rows = ({"id": row.id, **_fields(row, ("payload", "attributes"))} for row in record.rows_of(batch))
+    return b"".join(_encode(row) + b"\n" for row in shown_rows)
 
 
 def _json(body: object, status: int = 200) -> Response:

@@ -88,8 +88,7 @@ class MemoryProducer:
     async def send_batch(self, batch: pa.RecordBatch) -> str:
         """Publish every row of a batch with the record columns (version is ignored); returns the token of all."""
         futures = []
-        for at in range(batch.num_rows):
-            row = record.row_at(batch, at)
+        for row in record.rows_of(batch):
             value = None if row.vector is None else self._value(row.vector, row)
             futures.append(await self.publish(row.id, value))
         return self.token(await asyncio.gather(*futures))

@@ -57,7 +57,7 @@ def encode(row: Row) -> bytes:
 
 def encode_batch(batch: pa.RecordBatch) -> list[bytes]:
     """Return the packed form of every row of the batch."""
-    return [encode(record.row_at(batch, at)) for at in range(batch.num_rows)]
+    return [encode(row) for row in record.rows_of(batch)]
 
 
 def decode(packed: bytes | memoryview) -> Row:

@@ -82,7 +82,7 @@ class ColdMemory:
             raise SettingsError("cold.path: name the directory that holds the DuckDB file")
         cold = cls(settings, shape, partitions, index)
         try:
-            cold._rows = await cold._writer.run(ColdRows, settings, shape)
+            await cold._writer.run(cold._open)
             if cold._alone:
                 await open_alone(cold, cold.index, partitions)
         except OSError as error:
@@ -102,10 +102,16 @@ class ColdMemory:
         if self._closed:
             return
         self._closed = True
-        if hasattr(self, "_rows"):
-            await self._writer.run(self._rows.close)
+        await self._writer.run(self._close)
         self._writer.close()
         self._readers.close()
+
+    def _open(self) -> None:
+        self._rows = ColdRows(self.settings, self.shape)
+
+    def _close(self) -> None:
+        if hasattr(self, "_rows"):  # asked in the thread: an opening that was cancelled may end after all
+            self._rows.close()
 
     async def store(self, batch: pa.RecordBatch) -> Receipt:
         """Put each row if newer, in one transaction; durable when it returns.

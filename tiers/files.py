@@ -20,16 +20,15 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from tiers import parquet, record
+from tiers import parquet
 from tiers.archive import Archive
 from tiers.deltalog import parse, path_of
 from tiers.errors import Fenced, OutcomeUnknown, TierCorrupt, TierFull, TierUnavailable
 from tiers.parquet import DataFile, Layout, Style, place
 from tiers.record import Int64s, Row
-from tiers.rewrite import Kept, Rewrite, regroup, small
+from tiers.rewrite import KEYS, Bools, Kept, Rewrite, matching, none_of, regroup, small
 from tiers.tier import Location
 
-Bools = npt.NDArray[np.bool_]
 Key = tuple[int, int]  # partition, file number
 
 
@@ -170,7 +169,7 @@ class Files:
         now_s, before = self._clock(), self._retired
         for file in sources:
             self.archive.disk.touch(file.path, now_s)
-        self._retired = {**before, **{file.key: (file, doomed.get(file.key, _none(file))) for file in sources}}
+        self._retired = {**before, **{file.key: (file, doomed.get(file.key, none_of(file))) for file in sources}}
         try:
             gone = [replace(file, touched_ms=int(now_s * 1000)) for file in sources]
             self.archive.commit(owners, add=written, remove=gone)
@@ -222,22 +221,9 @@ class Files:
         doomed: dict[Key, Bools] = {}
         for key, rows in asked.items():
             file = self.archive.files.get(key)
-            if file is not None and (mask := self._matching(file, rows)).any():
+            if file is not None and (mask := matching(file, rows, self._batches(file, KEYS))).any():
                 doomed[key] = mask
         return doomed
-
-    def _matching(self, file: DataFile, asked: Sequence[tuple[int, Location]]) -> Bools:
-        """Return which rows of the file are those asked for."""
-        mask = _none(file)
-        rows = np.array([row for row, _ in asked], np.int64)
-        ids = np.array([where.id for _, where in asked], object)
-        versions = np.array([where.version for _, where in asked], np.int64)
-        for start, batch in self._batches(file, ["id", "version"]):
-            here = np.flatnonzero((rows >= start) & (rows < start + batch.num_rows))
-            part = batch.take(pa.array(rows[here] - start))
-            same = np.array(part["id"].to_pylist(), object) == ids[here]
-            mask[rows[here[same & (record.versions_of(part) == versions[here])]]] = True
-        return mask
 
     def _batches(self, file: DataFile, columns: list[str] | None = None) -> Iterator[tuple[int, pa.RecordBatch]]:
         """Yield a file as it is stored, with the row that each batch starts at."""
@@ -253,12 +239,7 @@ class Files:
         for file in sources:
             for start, batch in self._batches(file):
                 slots = file.slots()[start : start + batch.num_rows]
-                stay = ~doomed.get(file.key, _none(file))[start : start + batch.num_rows]
+                stay = ~doomed.get(file.key, none_of(file))[start : start + batch.num_rows]
                 part = batch if stay.all() else batch.filter(pa.array(stay))
                 kept.add(part, slots[stay])
                 yield part
-
-
-def _none(file: DataFile) -> Bools:
-    """Return a mask of none of a file's rows."""
-    return np.zeros(file.rows, bool)

@@ -239,14 +239,8 @@ def _open(
     settings: GlacierSettings, shape: pa.Schema, partitions: int, where: Disk, clock: Callable[[], float]
 ) -> Files:
     layout = Layout(shape)
-    kinds = shape.field("attributes").type
-    facts = {
-        "dim": str(shape.field("vector").type.list_size),
-        "partitions": str(partitions),
-        "attributes": ", ".join(f"{field.name} {field.type}" for field in kinds) or "none",
-    }
     return Files(
-        Archive.open(where, layout.table, partitions, facts),
+        Archive.open(where, layout.table, partitions, layout.facts(partitions)),
         layout,
         Style(settings.row_group_rows, settings.compression, settings.level),
         rows_max=settings.file_rows_max,

@@ -30,6 +30,7 @@ from tiers.tier import Location, Query, Receipt, Result, TierName, Usage
 from tiers.worker import SerialExecutor
 
 FREE = -1
+COLUMNAR_ROWS = 8  # from here on turning whole columns into values costs less than row by row
 
 
 class HotSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -258,13 +259,24 @@ class HotMemory:
 
     async def get(self, locations: Sequence[Location]) -> list[Row | None]:
         """See Tier."""
-        return [self._row(where) for where in locations]
+        return self._fetch(locations)
 
-    def _row(self, where: Location) -> Row | None:
-        if not self._holds(where):
-            return None
-        row = record.row_at(*self._slabs[where.slot // self._rows].find(where.slot % self._rows))
-        return row if row.id == where.id else None
+    def _fetch(self, locations: Sequence[Location]) -> list[Row | None]:
+        """Return the rows that are held, read column by column from each batch they came in."""
+        batches: dict[int, tuple[pa.RecordBatch, list[int], list[int]]] = {}
+        for position, where in enumerate(locations):
+            if self._holds(where):
+                batch, at = self._slabs[where.slot // self._rows].find(where.slot % self._rows)
+                _, positions, rows = batches.setdefault(id(batch), (batch, [], []))
+                positions.append(position)
+                rows.append(at)
+        found: list[Row | None] = [None] * len(locations)
+        for batch, positions, rows in batches.values():
+            few = len(rows) < COLUMNAR_ROWS
+            taken = [record.row_at(batch, at) for at in rows] if few else record.rows_of(batch.take(pa.array(rows)))
+            for position, row in zip(positions, taken, strict=True):
+                found[position] = row if row.id == locations[position].id else None
+        return found
 
     def _holds(self, where: Location) -> bool:
         return bool(self._alive[where.slot] and self._version[where.slot] == where.version)

@@ -7,7 +7,7 @@ is neither its home nor its copy, from before the request that may create it unt
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -155,14 +155,13 @@ class Index:
         self, tier: TierName, ids: Sequence[str], versions: Int64s, slots: Int64s, vectors: Floats
     ) -> npt.NDArray[np.bool_]:
         """Rewrite the home of each id whose version is unchanged; returns which were. `vectors` become codes."""
-        numbers = np.array([self._entry.get(identifier, -1) for identifier in ids], np.int64)
+        numbers = self._numbers(ids)
         same: npt.NDArray[np.bool_] = (numbers >= 0) & (self._known(ids) == versions)
         deleted = np.zeros(len(ids), bool)
-        for at in np.flatnonzero(same).tolist():
-            segment, row = self._at(int(numbers[at]))
-            self._rows[segment.home[row]] -= 1
-            segment.home[row], segment.slot[row], segment.asked[row] = tier, slots[at], 0
-            deleted[at] = segment.deleted[row]
+        for segment, at, rows in self._by_segment(numbers, same):
+            self._rows -= np.bincount(segment.home[rows], minlength=len(TierName))
+            segment.home[rows], segment.slot[rows], segment.asked[rows] = tier, slots[at], 0
+            deleted[at] = segment.deleted[rows]
         self._rows[tier] += int(same.sum())
         if tier != TierName.HOT:
             self._encode(numbers[same], vectors[same], ~deleted[same])
@@ -256,15 +255,26 @@ class Index:
     def _at(self, number: int) -> tuple[Segment, int]:
         return self._segments[number // SEGMENT_ROWS], number % SEGMENT_ROWS
 
+    def _numbers(self, ids: Sequence[str]) -> Int64s:
+        """Return the entry number of each id, -1 where there is none."""
+        get = self._entry.get
+        return np.array([get(identifier, -1) for identifier in ids], np.int64)
+
+    def _by_segment(
+        self, numbers: Int64s, chosen: npt.NDArray[np.bool_]
+    ) -> Iterator[tuple[Segment, npt.NDArray[np.intp], npt.NDArray[np.intp]]]:
+        """Yield (segment, positions in `numbers`, rows in the segment) of the chosen entries."""
+        of = numbers // SEGMENT_ROWS
+        for number in np.unique(of[chosen]).tolist():
+            at = np.flatnonzero(chosen & (of == number))
+            yield self._segments[number], at, (numbers[at] % SEGMENT_ROWS).astype(np.intp)
+
     def _known(self, ids: Sequence[str]) -> Int64s:
         """Return the known version of each id, -1 where there is none."""
-        get = self._entry.get
+        numbers = self._numbers(ids)
         known = np.full(len(ids), -1, np.int64)
-        for at, identifier in enumerate(ids):
-            number = get(identifier)
-            if number is not None:
-                segment, row = self._at(number)
-                known[at] = segment.version[row]
+        for segment, at, rows in self._by_segment(numbers, numbers >= 0):
+            known[at] = segment.version[rows]
         return known
 
     def _mask(self, number: int) -> list[tuple[TierName, Location]]:
@@ -297,12 +307,10 @@ class Index:
     def _encode(self, numbers: Int64s, vectors: Floats, live: npt.NDArray[np.bool_]) -> None:
         numbers, vectors = numbers[live], vectors[live]
         scale = score.scales(vectors, self.metric)
-        for segment_number in np.unique(numbers // SEGMENT_ROWS).tolist():
-            here = numbers // SEGMENT_ROWS == segment_number
-            segment, rows = self._segments[segment_number], (numbers[here] % SEGMENT_ROWS).astype(np.intp)
+        for segment, at, rows in self._by_segment(numbers, np.ones(len(numbers), bool)):
             fresh = ~segment.coded[rows]
             self._coded += int(fresh.sum())
-            segment.encode(rows[fresh], vectors[here][fresh], scale[here][fresh])
+            segment.encode(rows[fresh], vectors[at[fresh]], scale[at[fresh]])
         if self.bytes_limit and self._coded * 4 * self.dim > self.bytes_limit:
             self._shed()
 

@@ -85,6 +85,15 @@ class Layout:
         self.file = pa.schema([field for field in fields if not _empty(field.type)])
         self.table = pa.schema([pa.field("partition", pa.int32(), nullable=False), *self.file])
 
+    def facts(self, partitions: int) -> dict[str, str]:
+        """Return what the table is made for, in words; another table's differ."""
+        attributes = self.shape.field("attributes").type
+        return {
+            "dim": str(self.shape.field("vector").type.list_size),
+            "partitions": str(partitions),
+            "attributes": ", ".join(f"{field.name} {field.type}" for field in attributes) or "none",
+        }
+
     def encode(self, batch: pa.RecordBatch) -> pa.RecordBatch:
         """Return the batch as a file holds it."""
         columns = [batch[field.name].cast(field.type) for field in self.file]

@@ -6,14 +6,19 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from tiers import record
 from tiers.parquet import DataFile
 from tiers.record import Int64s
+from tiers.tier import Location
+
+Bools = npt.NDArray[np.bool_]
 
 MERGE_FILES = 16  # small files of a partition that a rewrite takes along unasked; bounds their number
 MERGE_ROWS = 2  # of the largest file's rows: what one rewrite merges at most
+KEYS = ["id", "version"]  # the columns that tell rows apart
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +64,27 @@ class Kept:
         )
         assert len(done.ids) == len(done.old_slots) == len(done.new_slots), "every row that stays is written once"
         return done
+
+
+def none_of(file: DataFile) -> Bools:
+    """Return a mask of none of a file's rows."""
+    return np.zeros(file.rows, bool)
+
+
+def matching(
+    file: DataFile, asked: Sequence[tuple[int, Location]], batches: Iterable[tuple[int, pa.RecordBatch]]
+) -> Bools:
+    """Return which rows of a file are among those asked for; `batches` are its KEYS, each with its first row."""
+    mask = none_of(file)
+    rows = np.array([row for row, _ in asked], np.int64)
+    ids = np.array([where.id for _, where in asked], object)
+    versions = np.array([where.version for _, where in asked], np.int64)
+    for start, batch in batches:
+        here = np.flatnonzero((rows >= start) & (rows < start + batch.num_rows))
+        part = batch.take(pa.array(rows[here] - start))
+        same = np.array(part["id"].to_pylist(), object) == ids[here]
+        mask[rows[here[same & (record.versions_of(part) == versions[here])]]] = True
+    return mask
 
 
 def small(files: Sequence[DataFile], below_rows: int | None, file_rows_max: int) -> list[DataFile]:

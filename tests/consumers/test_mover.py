@@ -74,7 +74,7 @@ def test_a_move_brings_rows_down_and_leaves_nothing_behind(source, target):
 
 
 def test_the_order_of_a_move():
-    """Copy, confirm, announce, evict: the requests of a move are sent in this order, each after the answer before it."""
+    """Copy, confirm, announce, evict: a move sends its requests in this order, each after the last answer."""
     requests = ["warm.get", "cold.store", "publish", "warm.evict"]
 
     assert [f"{r}.{when}" for r in requests for when in ("sent", "answered")] == steps_of(WARM, COLD)

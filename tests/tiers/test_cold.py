@@ -21,6 +21,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.tiers.contract import PARTITIONS, TierContract
 from tests.tiers.rows import ATTRIBUTES, NOW_MS, SHAPE, batch, row, same
 from tiers import cold_table, record
 from tiers.cold import ColdMemory, ColdSettings
@@ -31,7 +32,12 @@ from tiers.tier import NO_SLOT, Location, Query, TierName
 
 pytestmark = pytest.mark.unit
 
-PARTITIONS = 4
+
+class TestCold(TierContract):
+    """What every tier does, by the cold tier alone."""
+
+    async def open_tier(self, tmp_path: Path, server: object, prefix: str, shape: pa.Schema) -> ColdMemory:
+        return await ColdMemory.open(ColdSettings(path=str(tmp_path / prefix)), shape, partitions=PARTITIONS)
 
 
 @pytest.fixture
@@ -539,6 +545,18 @@ async def test_another_program_with_the_file_open_is_named(
     """DuckDB's own lock: someone looks into the file with another tool."""
     with pytest.raises(ServiceMissing, match=rf"cold\.duckdb.*PID {holder.pid}.*End whoever"):
         await ColdMemory.open(options, SHAPE, partitions=PARTITIONS)
+
+
+async def test_an_opening_that_is_cancelled_gives_the_file_back(options: ColdSettings) -> None:
+    """The thread cannot be stopped: what it opens is closed again, and the next opening finds the file free."""
+    task = asyncio.create_task(ColdMemory.open(options, SHAPE, partitions=PARTITIONS))
+    await asyncio.sleep(0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+    async with opened(options) as cold:
+        assert await physical(cold) == []
 
 
 async def test_cleanup_twice_is_fine_and_the_data_stays(options: ColdSettings) -> None:

@@ -1,0 +1,171 @@
+"""Advice carried out: age events become moves in the lane, access events become heat, strangers' bytes become nothing."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+
+import pyarrow as pa
+import pytest
+
+from consumers import subscribe
+from consumers.demote import Demote, MoveSettings
+from consumers.heat import Heat
+from consumers.lane import Lane
+from producers import events
+from producers.events import Change, Message
+from tests.consumers.world import P, World
+from tests.tiers.rows import NOW_MS
+from tiers.policy import PolicySettings
+from tiers.tier import TierName, Usage
+
+pytestmark = pytest.mark.unit
+
+HOT, WARM, COLD, GLACIER = TierName
+STRANGE = [None, b"", b"noise", b"\xff" * 64]
+
+
+def advice(value: bytes | None) -> Message:
+    return Message(None, value, (), NOW_MS, 0)
+
+
+def ages(*rows: tuple[str, int], tier: int = HOT, reason: str = "age") -> pa.RecordBatch:
+    """Return age advice for (id, version) pairs, old and cold."""
+    listed = [
+        {"id": name, "version": v, "tier": tier, "age_ms": 9**9, "idle_ms": 9**9, "heat": 0.0, "reason": reason}
+        for name, v in rows
+    ]
+    return pa.RecordBatch.from_pylist(listed, schema=events.AGE)
+
+
+class Demoting:
+    """A world, its lane, and the handler of the age topic."""
+
+    def __init__(self, jobs_max: int = 8, rows_max: int = 2) -> None:
+        self.world, self.lane = World(), Lane(P, jobs_max)
+        settings = MoveSettings(rows_max=rows_max)
+        usages = dict.fromkeys(TierName, Usage(0, 0))
+
+        async def usage() -> dict[TierName, Usage]:
+            return usages
+
+        self.demote = Demote(settings, PolicySettings(), self.world.index, self.world.mover, {P: self.lane}, usage)
+
+    async def apply(self, *batches: pa.RecordBatch) -> None:
+        await self.demote.apply(P, [advice(events.encode_arrow(batch)) for batch in batches])
+
+    async def work(self) -> None:
+        """Run the jobs that the lane holds."""
+        while self.lane.waiting:
+            await self.lane._jobs.get_nowait()()
+
+
+async def test_advice_becomes_moves_of_bounded_size():
+    """Rows that are still where the advice says move down, at most `rows_max` in a job."""
+    demoting = Demoting(rows_max=2)
+    demoting.world.take("a", "b", "c")
+    await demoting.apply(ages(*((name, demoting.world.version(at)) for at, name in enumerate("abc"))))
+
+    assert 2 == demoting.lane.waiting
+
+    await demoting.work()
+
+    assert [["cold"]] * 3 == [demoting.world.where(name) for name in "abc"]
+
+
+async def test_advice_about_what_has_changed_is_left_out():
+    """A row that was superseded, has moved or is unknown is not touched by late advice."""
+    demoting = Demoting()
+    demoting.world.take("a", "b")
+    old = ages(("a", 0), ("unknown", 7))
+    demoting.world.take("a")
+    await demoting.apply(old, ages(("b", demoting.world.version(1)), tier=WARM))
+
+    assert 0 == demoting.lane.waiting
+
+
+async def test_a_full_lane_drops_advice_and_counts_it():
+    """What a lane does not take is dropped: it comes again."""
+    demoting = Demoting(jobs_max=1, rows_max=1)
+    demoting.world.take("a", "b")
+    await demoting.apply(ages(("a", 0), ("b", demoting.world.version(1))))
+
+    assert (1, 1) == (demoting.lane.waiting, demoting.demote.dropped)
+
+
+@pytest.mark.parametrize("tier", [-1, 4, 127])
+async def test_age_advice_about_no_tier_is_rejected(tier):
+    """Advice that names a tier that does not exist costs itself only; what follows is carried out."""
+    demoting = Demoting()
+    demoting.world.take("a")
+    await demoting.apply(ages(("a", 0), tier=tier), ages(("a", 0)))
+
+    assert 1 == demoting.lane.waiting
+
+
+@pytest.mark.parametrize("value", STRANGE)
+async def test_strange_advice_is_rejected(value):
+    """Bytes that are no advice cost themselves only, on both topics."""
+    demoting = Demoting()
+    await demoting.demote.apply(P, [advice(value)])
+    await Heat(demoting.world.index, 300).apply(P, [advice(value)])
+
+    assert 0 == demoting.lane.waiting
+
+
+async def test_empty_advice_is_nothing():
+    """An age event without rows asks for nothing."""
+    demoting = Demoting()
+    await demoting.apply(ages())
+
+    assert 0 == demoting.lane.waiting
+
+
+async def test_accesses_become_heat():
+    """Counts are added to the ids that are known; unknown ones do no harm."""
+    world = World()
+    world.take("a")
+    rows = [{"id": name, "tier": 0, "count": 3, "last": NOW_MS} for name in ("a", "unknown")]
+    value = events.encode_arrow(pa.RecordBatch.from_pylist(rows, schema=events.ACCESS))
+    await Heat(world.index, 300).apply(P, [advice(value)])
+
+    assert 4.0 == world.index.segments()[0].heat[0]
+
+
+# -- the feed ----------------------------------------------------------------------------------------------------------
+
+
+def home(*keys: tuple[str, str], target: str = "warm", kind: str = "home") -> Change:
+    ids, versions = [list(part) for part in zip(*keys, strict=True)]
+    return Change(
+        kind=kind, source="hot", target=target, reason="age", policy="p", at=1, ids=ids, versions=versions
+    )
+
+
+def test_a_repeated_home_move_is_dropped():
+    """A subscriber sees each home move once, although delivery is at least once."""
+    seen = OrderedDict()
+
+    assert home(("a", "0.1.0")) == subscribe._unrepeated(home(("a", "0.1.0")), seen)
+    assert subscribe._unrepeated(home(("a", "0.1.0")), seen) is None
+    assert home(("b", "0.2.0")) == subscribe._unrepeated(home(("a", "0.1.0"), ("b", "0.2.0")), seen)
+
+
+def test_other_moves_of_the_same_row_are_kept():
+    """Another target or version is another move, and copies are always told."""
+    seen = OrderedDict()
+    given = [home(("a", "0.1.0")), home(("a", "0.1.0"), target="cold"), home(("a", "0.2.0"))]
+    copies = [home(("a", "0.1.0"), kind="copy")] * 2
+
+    assert [*given, *copies] == [subscribe._unrepeated(change, seen) for change in [*given, *copies]]
+
+
+def test_what_a_subscriber_remembers_is_bounded(monkeypatch):
+    """Only so many moves are remembered; the oldest is forgotten first."""
+    monkeypatch.setattr(subscribe, "REMEMBERED", 2)
+    seen = OrderedDict()
+    for name in "abc":
+        subscribe._unrepeated(home((name, "0.1.0")), seen)
+
+    assert 2 == len(seen)
+    assert subscribe._unrepeated(home(("c", "0.1.0")), seen) is None
+    assert subscribe._unrepeated(home(("a", "0.1.0")), seen) is not None

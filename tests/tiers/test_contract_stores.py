@@ -1,0 +1,25 @@
+"""Warm on the stack's server and cold on a folder against the contract (glacier's is with its own tests)."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.tiers.contract import PARTITIONS, TierContract
+from tiers.cold import ColdMemory, ColdSettings
+from tiers.warm import WarmMemory, WarmSettings
+
+
+class TestWarm(TierContract):
+    @pytest.fixture
+    def server(self, stack):
+        return stack
+
+    async def open_tier(self, tmp_path, server, prefix, shape):
+        settings = WarmSettings(url=server.redis, prefix=prefix.replace("[", "-").replace("]", "-"))
+        return await WarmMemory.open(settings, shape, partitions=PARTITIONS)
+
+
+@pytest.mark.unit
+class TestCold(TierContract):
+    async def open_tier(self, tmp_path, server, prefix, shape):
+        return await ColdMemory.open(ColdSettings(path=str(tmp_path / prefix)), shape, partitions=PARTITIONS)
