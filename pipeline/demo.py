@@ -66,7 +66,7 @@ SETTINGS = {
     "policy.warm_idle_s": 9.0,
     "policy.cold_idle_s": 15.0,
     "policy.heat_half_life_s": 6.0,
-    "age.interval_ms": 250,
+    "age.interval_ms": 500,
     "age.ask_again_s": 2.0,
     "age.glacier_flush_s": 4.0,
     "access.flush_ms": 250,

@@ -1,4 +1,4 @@
-"""Advice carried out: age events become moves in the lane, access events become heat, strangers' bytes become nothing."""
+"""Advice carried out: age events become moves, access events become heat, and what strangers send becomes nothing."""
 
 from __future__ import annotations
 
@@ -136,9 +136,7 @@ async def test_accesses_become_heat():
 
 def home(*keys: tuple[str, str], target: str = "warm", kind: str = "home") -> Change:
     ids, versions = [list(part) for part in zip(*keys, strict=True)]
-    return Change(
-        kind=kind, source="hot", target=target, reason="age", policy="p", at=1, ids=ids, versions=versions
-    )
+    return Change(kind=kind, source="hot", target=target, reason="age", policy="p", at=1, ids=ids, versions=versions)
 
 
 def test_a_repeated_home_move_is_dropped():

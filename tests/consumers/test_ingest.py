@@ -13,7 +13,7 @@ from tests.consumers.world import TOPICS, P, World
 from tests.tiers.rows import ATTRIBUTES, DIM, NOW_MS, SHAPE, vector_of
 from tiers import record
 from tiers.errors import InvalidRecord, LogUnavailable, NotYet, TierFull
-from tiers.tier import TierName
+from tiers.tier import Location, TierName
 
 pytestmark = pytest.mark.unit
 
@@ -315,7 +315,7 @@ async def test_waiters_that_gave_up_are_forgotten():
     assert [] == world.ingest._waiting[P]
 
 
-def test_freshness_is_the_time_since_the_message(monkeypatch):
+def test_freshness_is_the_time_since_the_message():
     """What is reported as delay is the clock less the message's timestamp, never negative."""
     world = World()
     apply(world, good("a", 0)._replace(timestamp_ms=NOW_MS - 7), good("b", 1)._replace(timestamp_ms=NOW_MS + 9))
@@ -335,7 +335,5 @@ def test_an_event_time_is_the_messages_unless_given():
 
 
 def _place(world: World, name: str):
-    from tiers.tier import Location
-
     entry = world.index.find(name)
     return Location(name, entry.version, P, entry.slot)

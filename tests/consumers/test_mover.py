@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from random import Random
+
 import pytest
 
 from tests.consumers.world import BELOW, P, World
@@ -522,8 +524,6 @@ def test_trace_5_a_queued_eviction_meets_the_new_home():
 @pytest.mark.parametrize("seed", range(12))
 def test_a_random_life_keeps_the_rules(seed):
     """Updates, deletions, moves, evictions, compactions, commits and crashes in any order: the rules hold."""
-    from random import Random
-
     random = Random(seed)
     world = World()
     for _ in range(60):

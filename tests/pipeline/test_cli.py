@@ -34,7 +34,7 @@ def test_every_command_has_help_with_an_example() -> None:
     for command in COMMANDS:
         assert command in whole.stdout
     for command in COMMANDS[:-1]:
-        assert "Example: isotherm" in isotherm(command, "--help").stdout, command
+        assert re.search(r"Example: .*isotherm", isotherm(command, "--help").stdout), command
 
 
 @pytest.mark.unit

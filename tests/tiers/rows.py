@@ -48,7 +48,7 @@ def batch(*rows: Row, shape: pa.Schema = SHAPE) -> pa.RecordBatch:
 def same(left: Row, right: Row) -> bool:
     """Say whether two rows are equal, vectors bit for bit."""
     vectors = [None if one.vector is None else np.asarray(one.vector, np.float32).tobytes() for one in (left, right)]
-    return vectors[0] == vectors[1] and [_plain(left)] == [_plain(right)]
+    return vectors[0] == vectors[1] and _plain(left) == _plain(right)
 
 
 def _plain(one: Row) -> tuple[Any, ...]:

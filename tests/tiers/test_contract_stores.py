@@ -15,7 +15,7 @@ class TestWarm(TierContract):
         return stack
 
     async def open_tier(self, tmp_path, server, prefix, shape):
-        settings = WarmSettings(url=server.redis, prefix=prefix.replace("[", "-").replace("]", "-"))
+        settings = WarmSettings(url=server.redis, prefix=prefix)
         return await WarmMemory.open(settings, shape, partitions=PARTITIONS)
 
 

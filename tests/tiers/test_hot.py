@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 
 import numpy as np
 import pytest
@@ -179,7 +180,7 @@ def test_the_stand_in_refuses_the_host():
 
 def test_a_gpu_asked_for_is_never_replaced(monkeypatch):
     """`hot.device = "cuda"` without a GPU stops the start; "auto" and "cpu" run on the host."""
-    monkeypatch.setitem(__import__("sys").modules, "cupy", None)
+    monkeypatch.setitem(sys.modules, "cupy", None)
     with pytest.raises(ServiceMissing):
         choose("cuda")
 
