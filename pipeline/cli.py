@@ -77,7 +77,9 @@ def settings_from(config: Path | None, given: list[str] | None) -> Any:
 
 @app.command()
 def demo(
-    records: Annotated[int | None, typer.Option(min=500, help="How many texts; all (about 7,000) if not given.")] = None,
+    records: Annotated[
+        int | None, typer.Option(min=500, help="How many texts; all (about 7,000) if not given.")
+    ] = None,
     keep: Annotated[Path | None, typer.Option(help="Keep the data in this directory.")] = None,
     as_json: Json = False,
 ) -> None:

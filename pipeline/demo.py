@@ -26,6 +26,7 @@ import httpx
 import numpy as np
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from rich.console import Console
+from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from pipeline import demo_checks
@@ -214,14 +215,14 @@ async def _story(directory: Path, records: int | None, console: Console, stack: 
                 await _check_searches(checks, world, http, embed, "")
         reported = await node.stop()
     with console.status("node stopped; reading Kafka, Valkey, DuckDB and Parquet without it"):
-        audit = await _audit(checks, directory, servers, settings, reported)
+        found = await audit(checks, directory, servers, settings, reported)
     with console.status("restarting the node"):
         async with httpx.AsyncClient(base_url=await node.start(), timeout=30) as http:
             await _check_ids(checks, world, http, " after a restart")
             await _check_searches(checks, world, http, embed, " after a restart")
     await node.stop()
     checks.add("every answer given while records moved was right", world.problems, f"{world.answers} answers")
-    return _summary(world, checks, servers, audit)
+    return _summary(world, checks, servers, found)
 
 
 def _read(records: int | None) -> tuple[World, Embed]:
@@ -363,14 +364,15 @@ async def _ask(world: World, http: httpx.AsyncClient, console: Console, stop: as
 async def _settle(world: World, http: httpx.AsyncClient, console: Console) -> None:
     """Wait until all four tiers hold records and nothing superseded waits for eviction, showing where records are."""
     deadline = time.monotonic() + SETTLE_S
-    with console.status("ageing") as status:
+    answer = (await http.get("/v1/tiers")).json()
+    with Live(tier_table(answer), console=console, refresh_per_second=4) as table:
         while True:
             answer = (await http.get("/v1/tiers")).json()
+            table.update(tier_table(answer))
             tiers = answer["tiers"]
             held = {name: tiers[name]["records"] for name in TIERS}
             queued = sum(tier["queued"] for tier in tiers.values())
             tombstones = sum(tier["tombstones"] for tier in tiers.values())
-            status.update(f"ageing: {held}, {queued} superseded rows and {tombstones} tombstones left")
             if all(held.values()) and not queued and not tombstones:
                 break
             if time.monotonic() > deadline:
@@ -378,7 +380,6 @@ async def _settle(world: World, http: httpx.AsyncClient, console: Console) -> No
                 break
             await http.post("/v1/search", json={"text": random.choice(QUESTIONS), "k": 3})  # noqa: S311
             await asyncio.sleep(0.2)
-    console.print(tier_table(answer))
 
 
 async def _time_tiers(world: World, http: httpx.AsyncClient, embed: Embed) -> None:
@@ -427,8 +428,13 @@ async def _check_searches(checks: Checks, world: World, http: httpx.AsyncClient,
     checks.add(f"the listing has every live id once and nothing else{when}", odd, f"{len(listed)} ids")
 
 
-async def _audit(
-    checks: Checks, directory: Path, servers: Stack, settings: KafkaSettings, reported: dict[str, int]
+async def audit(
+    checks: Checks,
+    directory: Path,
+    servers: Stack,
+    settings: KafkaSettings,
+    reported: dict[str, int],
+    warm_prefix: str = "isotherm",
 ) -> dict[str, Any]:
     """Read the stopped system without the product and check it against the log."""
     topics = Topics.under(settings.prefix)
@@ -441,7 +447,7 @@ async def _audit(
     offsets = await _committed(servers.kafka, settings, topics.memories)
     committed = {i: (event.version >> 16) < offsets[partition_of[i]] for i, event in newest.items()}
     tiers = {
-        "warm": await demo_checks.read_warm(servers.redis),
+        "warm": await demo_checks.read_warm(servers.redis, warm_prefix),
         "cold": await asyncio.to_thread(demo_checks.read_cold, directory / "node" / "cold"),
         "glacier": await asyncio.to_thread(demo_checks.read_glacier, directory / "node" / "glacier"),
     }
@@ -464,18 +470,18 @@ async def _committed(bootstrap: str, settings: KafkaSettings, topic: str) -> dic
 # -- telling ---------------------------------------------------------------------------------------------------------
 
 
-def _summary(world: World, checks: Checks, servers: Stack, audit: dict[str, Any]) -> dict[str, Any]:
+def _summary(world: World, checks: Checks, servers: Stack, found: dict[str, Any]) -> dict[str, Any]:
     broker = next(service for service in servers.services if service.name == "kafka")
     parts = ("aiokafka", "redis", "duckdb", "pyarrow", "deltalake", "numpy", "starlette", "uvicorn", "wordllama")
     return {
         "ok": checks.ok,
         "records": len(world.texts),
-        "events": audit["events"],
+        "events": found["events"],
         "live": sum(known is not None for known in world.newest.values()),
         "updated": world.updated,
         "deleted": world.deleted,
-        "tiers": {tier: {"records": audit["tiers"][tier]} for tier in TIERS},
-        "moves": audit["hops"],
+        "tiers": {tier: {"records": found["tiers"][tier]} for tier in TIERS},
+        "moves": found["hops"],
         "freshness_ms": _percentiles(world.freshness_ms),
         "search_ms": {tier: _percentiles(times) for tier, times in world.search_ms.items()},
         "answers": world.answers,

@@ -124,11 +124,11 @@ def unpack(packed: bytes) -> tuple[str, Physical]:
     return packed[HEADER.size : at_vector].decode(), Physical(version, bool(flags & 1), body, vector)
 
 
-async def read_warm(url: str) -> list[tuple[str, Physical]]:
+async def read_warm(url: str, prefix: str) -> list[tuple[str, Physical]]:
     """Return every packed row in Valkey."""
     rows: list[tuple[str, Physical]] = []
     async with Redis.from_url(url) as client:
-        async for key in client.scan_iter(count=1_000, _type="string"):
+        async for key in client.scan_iter(match=f"{{{prefix}:*", count=1_000, _type="string"):
             value = await client.get(key)
             if isinstance(value, bytes) and value[:2] == b"IR":
                 rows.append(unpack(value))

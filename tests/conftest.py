@@ -25,9 +25,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_asyncio_loop_factories(config: pytest.Config, item: pytest.Item) -> dict[str, Callable[[], Any]]:
-    """Give pytest-asyncio the loop that was asked for."""
+    """Give pytest-asyncio the loop that was asked for; tests marked `both_loops` run on either."""
+    loops = {"asyncio": asyncio.new_event_loop, "uvloop": uvloop.new_event_loop}
+    if item.get_closest_marker("both_loops"):
+        return loops
     name = config.getoption("--loop")
-    return {name: uvloop.new_event_loop if name == "uvloop" else asyncio.new_event_loop}
+    return {name: loops[name]}
 
 
 class StackThread:

@@ -18,6 +18,9 @@ from tiers import TierName
 from tiers.errors import ServiceMissing, SettingsError
 
 
+pytestmark = pytest.mark.both_loops
+
+
 async def held(memory: MemoryManager) -> dict[str, int]:
     """Return live records by tier."""
     return {name: tier["records"] for name, tier in (await memory.tiers())["tiers"].items()}
