@@ -54,10 +54,10 @@ class Reader:
         memories: str,
         handlers: Mapping[str, Handler],
         room: Room,
-        resume_rows: int,
+        slab_rows: int,
     ) -> None:
         self._settings, self._memories, self._handlers = settings, memories, handlers
-        self._partitions, self._room, self._resume_rows = list(partitions), room, resume_rows
+        self._partitions, self._room, self._step_rows = list(partitions), room, min(RECORDS_MAX, slab_rows)
         self.paused: set[int] = set()
         self._next: dict[int, int] = {}  # memories: the offset after the last one applied
         self._consumer = AIOKafkaConsumer(
@@ -121,21 +121,25 @@ class Reader:
             self._resume()
 
     async def _handle(self, tp: TopicPartition, records: list[ConsumerRecord]) -> None:
-        messages = [Message(r.key, r.value, r.headers, r.timestamp, r.offset) for r in records]
-        try:
-            await self._handlers[tp.topic].apply(tp.partition, messages)
+        """Hand over in steps that fit one slab; where hot has no room, pause the partition at the first row left."""
+        for start in range(0, len(records), self._step_rows):
+            step = records[start : start + self._step_rows]
+            messages = [Message(r.key, r.value, r.headers, r.timestamp, r.offset) for r in step]
+            try:
+                await self._handlers[tp.topic].apply(tp.partition, messages)
+            except TierFull:
+                self._consumer.pause(tp)
+                self._consumer.seek(tp, messages[0].offset)
+                self.paused.add(tp.partition)
+                log.warning("partition.paused", partition=tp.partition, offset=messages[0].offset)
+                return
             if tp.topic == self._memories:
                 self._next[tp.partition] = messages[-1].offset + 1
-        except TierFull:
-            self._consumer.pause(tp)
-            self._consumer.seek(tp, messages[0].offset)
-            self.paused.add(tp.partition)
-            log.warning("partition.paused", partition=tp.partition, offset=messages[0].offset)
 
     def _resume(self) -> None:
-        """Let partitions go on that have room again; the distance to the pause keeps it from flapping."""
+        """Let partitions go on that have room for a whole step again."""
         for partition in list(self.paused):
-            if self._room.room(partition) >= self._resume_rows:
+            if self._room.room(partition) >= self._step_rows:
                 self._consumer.resume(TopicPartition(self._memories, partition))
                 self.paused.discard(partition)
                 log.info("partition.resumed", partition=partition)

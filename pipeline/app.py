@@ -29,7 +29,7 @@ from consumers.ingest import Ingest
 from consumers.lane import Lane
 from consumers.lease import Lease
 from consumers.mover import Mover
-from consumers.reader import RECORDS_MAX, Handler, Reader
+from consumers.reader import Handler, Reader
 from consumers.upkeep import Upkeep
 from consumers.watermark import Watermark
 from pipeline.embed import load_embedder
@@ -165,8 +165,7 @@ async def open_node(settings: Settings) -> AsyncIterator[Node]:
 
         demote = Demote(settings.move, settings.policy, index, mover, lanes, usages)
         handlers: dict[str, Handler] = {topics.memories: ingest, topics.access: heat, topics.age: demote}
-        resume_rows = min(2 * RECORDS_MAX, settings.hot.capacity_rows // 4)
-        reader = Reader(settings.kafka, owned, topics.memories, handlers, ingest, resume_rows)
+        reader = Reader(settings.kafka, owned, topics.memories, handlers, ingest, settings.hot.slab_rows)
         await stack.enter_async_context(reader)
         starts, ends = await reader.seek()
         watermarks |= {partition: Watermark(start) for partition, start in starts.items()}

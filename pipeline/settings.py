@@ -169,8 +169,8 @@ def check(settings: Settings) -> None:
         (
             "hot.capacity_rows",
             settings.hot.capacity_rows,
-            settings.hot.capacity_rows < settings.hot.slab_rows * len(settings.owned()),
-            f"each of {len(settings.owned())} partitions fills a slab: at least {settings.hot.slab_rows} rows for each",
+            settings.hot.capacity_rows < 2 * settings.hot.slab_rows * len(settings.owned()),
+            f"each of {len(settings.owned())} partitions needs two slabs: {2 * settings.hot.slab_rows} rows for each",
         ),
         (
             "policy.low_water",

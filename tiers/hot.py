@@ -319,12 +319,8 @@ class HotMemory:
         self._thread.close()
 
     async def usage(self) -> Usage:
-        """See Tier. Rows in use are those that cannot be reserved: dead rows of a slab not yet freed count."""
-        return self.occupancy()
-
-    def occupancy(self) -> Usage:
-        """Return usage without an await (ingest and the age monitor ask each step)."""
-        capacity = len(self._slabs) * self._rows
-        dim = self.shape.field("vector").type.list_size
+        """See Tier. Bytes are those of slabs in use, dead rows and all: pressure must see what cannot be reserved."""
+        slab_bytes = self._rows * 4 * self.shape.field("vector").type.list_size
+        in_use = len(self._slabs) - len(self._free)
         rows = int(self._alive.sum())
-        return Usage(rows, rows * 4 * dim, capacity, capacity * 4 * dim)
+        return Usage(rows, in_use * slab_bytes, len(self._slabs) * self._rows, len(self._slabs) * slab_bytes)

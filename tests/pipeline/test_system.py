@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 
 import msgspec
 import numpy as np
@@ -11,12 +12,12 @@ import pytest
 from consumers import subscribe_changes
 from pipeline import MemoryManager, Query
 from pipeline.settings import Settings
+from pipeline.stack import Stack
 from producers import MemoryProducer
 from producers.publisher import Publisher
-from tests.nodes import DIM, rows, until
+from tests.nodes import DIM, rows, small, until
 from tiers import TierName
 from tiers.errors import ServiceMissing, SettingsError
-
 
 pytestmark = pytest.mark.both_loops
 
@@ -190,6 +191,27 @@ async def _place(memory: MemoryManager, wanted: dict[str, range]) -> None:
             await lane.perform(
                 lambda p=entry.partition, t=target, k=key: node.mover.move(p, TierName.HOT, t, "test", k)
             )
+
+
+async def test_a_full_hot_pauses_the_log_and_loses_nothing(
+    stack: Stack, prefix: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Far more than hot holds arrives at once: partitions pause, pressure evacuates, everything is there (R8)."""
+    tight = small(
+        stack, prefix, tmp_path / "node", policy__hot_age_s=3_600.0, hot__capacity_rows=256, hot__slab_rows=32
+    )
+    given = rows(800)
+    async with MemoryManager.open(tight) as memory:
+        await memory.ready()
+        await memory.store(given)
+        await until(lambda: _applied(memory, 800), 60)
+        assert {row.id: row.payload for row in given} == await everything(memory)
+        assert 256 >= (await memory.node.tiers[TierName.HOT].usage()).rows
+    assert "partition.paused" in capsys.readouterr().out
+
+
+async def _applied(memory: MemoryManager, count: int) -> bool:
+    return sum(memory.node.ingest.applied(partition) for partition in memory.node.lanes) == count
 
 
 async def test_a_second_node_on_the_same_data_is_refused(settings: Settings) -> None:
