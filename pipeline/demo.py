@@ -10,14 +10,10 @@ import json
 import os
 import random
 import shutil
-import signal
 import sys
 import tempfile
 import time
-from collections import defaultdict
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -32,7 +28,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from pipeline import demo_checks
 from pipeline.client import tier_table
 from pipeline.demo_checks import TIERS, Checks
-from pipeline.demo_texts import Text, collect
+from pipeline.demo_node import PARTITIONS, NodeProcess
+from pipeline.demo_stream import LAST, PUBLISH_S, SETTLE_S, World, publish, publish_last, streamed, trickle
+from pipeline.demo_texts import collect
 from pipeline.embed import load_embedder
 from pipeline.log import configure
 from pipeline.settings import LogSettings
@@ -40,8 +38,6 @@ from pipeline.stack import Stack
 from producers import MemoryProducer
 from producers.events import Embed, Topics
 from producers.publisher import KafkaSettings
-from tiers.errors import IsothermError
-from tiers.record import Floats
 
 QUESTIONS = (
     "compress a file with gzip",
@@ -57,115 +53,7 @@ QUESTIONS = (
     "encrypt a password",
     "what does the with statement do",
 )
-#: Fast ageing, so that everything happens within a minute; everything else is as it is by default.
-SETTINGS = {
-    "embedder": "wordllama",
-    "attributes": '{"module": "string", "kind": "string", "length": "int"}',
-    "hot.capacity_rows": 65_536,
-    "hot.slab_rows": 1_024,
-    "policy.hot_age_s": 4.0,
-    "policy.warm_idle_s": 9.0,
-    "policy.cold_idle_s": 15.0,
-    "policy.heat_half_life_s": 6.0,
-    "age.interval_ms": 500,
-    "age.ask_again_s": 2.0,
-    "age.glacier_flush_s": 4.0,
-    "access.flush_ms": 250,
-    "move.upkeep_ms": 250,
-    "move.compact_s": 2.0,
-    "gateway.port": 0,
-    "log.format": "json",
-}
-PARTITIONS = 8
-SPREAD_S = 20  # event times lie up to this far back
-PUBLISH_S = 15  # how long the stream is published for
-SETTLE_S = 90  # how long the tiers get to fill and the queues to empty
-RESERVE = 400  # records kept back to go on trickling while older ones age
-LAST = 50  # of these, published just before the node is stopped, so that hot is not empty then
 K = 10
-
-
-@dataclass(slots=True)
-class World:
-    """What the demo has published and measured."""
-
-    texts: list[Text]
-    vectors: Floats
-    newest: dict[str, tuple[Floats, dict[str, Any]] | None] = field(default_factory=dict)
-    published: int = 0
-    updated: int = 0
-    deleted: int = 0
-    freshness_ms: list[float] = field(default_factory=list)
-    search_ms: defaultdict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
-    problems: list[str] = field(default_factory=list)
-    answers: int = 0
-    gone: list[str] = field(default_factory=list)
-
-    def live(self) -> tuple[list[str], Floats]:
-        """Return the ids that should be found, and their vectors."""
-        pairs = [(identifier, known[0]) for identifier, known in self.newest.items() if known is not None]
-        return [identifier for identifier, _ in pairs], np.stack([vector for _, vector in pairs])
-
-
-class NodeProcess:
-    """`isotherm run` as a child, its log in a file."""
-
-    def __init__(self, directory: Path, stack: Stack, more: dict[str, Any] | None = None) -> None:
-        self.log = directory / "node.log"
-        self._settings = {
-            **SETTINGS,
-            "data": directory / "node",
-            "kafka.bootstrap": stack.kafka,
-            "kafka.partitions": PARTITIONS,
-            "warm.url": stack.redis,
-            **(more or {}),
-        }
-        self._child: asyncio.subprocess.Process | None = None
-
-    async def start(self) -> str:
-        """Start it and wait until it is ready; returns the gateway's address."""
-        given = [part for key, value in self._settings.items() for part in ("-s", f"{key}={value}")]
-        position = self.log.stat().st_size if self.log.exists() else 0
-        with self.log.open("ab") as out:
-            self._child = await asyncio.create_subprocess_exec(
-                sys.executable, "-m", "pipeline.cli", "run", *given, stdout=out, stderr=out
-            )
-        while self._child.returncode is None:
-            lines = self.log.read_bytes()[position:].splitlines()
-            for line in lines:
-                if b'"gateway.listening"' in line:
-                    address = str(json.loads(line)["address"])
-                    await self._ready(address)
-                    return address
-            await asyncio.sleep(0.05)
-        raise IsothermError(f"the node did not start; its log ends: {self.log.read_text()[-1500:]}")
-
-    @staticmethod
-    async def _ready(address: str) -> None:
-        async with httpx.AsyncClient(base_url=address) as http:
-            while (await http.get("/readyz")).status_code != 200:
-                await asyncio.sleep(0.05)
-
-    async def stop(self) -> dict[str, int]:
-        """SIGTERM it; returns the records by tier that it reported at the end. IsothermError unless it exits 0."""
-        assert self._child is not None, "it was started"
-        self._child.send_signal(signal.SIGTERM)
-        code = await self._child.wait()
-        last = [line for line in self.log.read_bytes().splitlines() if b'"node.stopped"' in line]
-        if code or not last:
-            raise IsothermError(f"the node exited with {code}; its log ends: {self.log.read_text()[-1500:]}")
-        return dict(json.loads(last[-1])["records"])
-
-    async def kill(self) -> None:
-        """SIGKILL it, as a crash would."""
-        assert self._child is not None, "it was started"
-        self._child.kill()
-        await self._child.wait()
-
-    async def cleanup(self) -> None:
-        """Leave nothing running."""
-        if self._child is not None and self._child.returncode is None:
-            await self.kill()
 
 
 async def run(records: int | None, keep: Path | None, as_json: bool) -> bool:
@@ -204,14 +92,14 @@ async def _story(directory: Path, records: int | None, console: Console, stack: 
     async with MemoryProducer(settings) as producer:
         async with httpx.AsyncClient(base_url=await node.start(), timeout=30) as http:
             await _stream(world, producer, http, embed, console)
-            reserve = asyncio.create_task(_trickle(world, producer))
+            reserve = asyncio.create_task(trickle(world, producer))
             await _settle(world, http, console)
             await _time_tiers(world, http, embed)
             with console.status("checking every record through the gateway"):
                 await _check_ids(checks, world, http, "")
                 reserve.cancel()
                 await asyncio.gather(reserve, return_exceptions=True)
-                await _publish_last(world, producer, http)
+                await publish_last(world, producer, http)
                 await _check_searches(checks, world, http, embed, "")
         reported = await node.stop()
     with console.status("node stopped; reading Kafka, Valkey, DuckDB and Parquet without it"):
@@ -240,7 +128,7 @@ async def _stream(
 ) -> None:
     """Publish the stream, with updates and deletes in between, while questions are asked all the time."""
     stop = asyncio.Event()
-    total = _streamed(world)
+    total = streamed(world)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console) as progress:
         bar = progress.add_task("publishing", total=total)
@@ -249,89 +137,10 @@ async def _stream(
             rate = total / PUBLISH_S
             began = time.monotonic()
             for start in range(0, total, 50):
-                await _publish(world, producer, http, range(start, min(start + 50, total)), embed)
+                await publish(world, producer, http, range(start, min(start + 50, total)), embed)
                 progress.update(bar, completed=min(start + 50, total))
                 await asyncio.sleep(max(0.0, began + (start + 50) / rate - time.monotonic()))
             stop.set()
-
-
-async def _publish(world: World, producer: MemoryProducer, http: httpx.AsyncClient, rows: range, embed: Embed) -> None:
-    """Publish some texts, revise and delete some of those before, and time one until it is found."""
-    sent = [await _send(world, producer, at) for at in rows]
-    dice = random.Random(rows.start)  # noqa: S311 - the demo is the same each time
-    for _ in range(len(rows) // 16):
-        at = dice.randrange(rows.stop)
-        if world.newest.get(world.texts[at].id) is not None:
-            text = world.texts[at].text + " (revised)"
-            sent.append(await _send(world, producer, at, text, embed([text])[0]))
-            world.updated += 1
-    deletes: dict[str, asyncio.Future[Any]] = {}
-    for _ in range(len(rows) // 25):
-        identifier = world.texts[dice.randrange(rows.stop - 1)].id  # never the one timed below
-        if world.newest.get(identifier) is not None:
-            deletes[identifier] = await producer.publish(identifier, None)
-            world.newest[identifier] = None
-            world.deleted += 1
-    positions = await asyncio.gather(*sent, *deletes.values())
-    began = time.perf_counter()
-    fresh = world.texts[rows.stop - 1]
-    vector = world.vectors[rows.stop - 1]
-    position = await (await producer.enqueue(fresh.id, vector, *_content(fresh, fresh.text)))
-    token = producer.token([*positions, position])
-    world.newest[fresh.id] = (vector, _content(fresh, fresh.text)[0])
-    body = {"vector": vector.tolist(), "k": 1, "at_least": token, "include": []}
-    answer = (await http.post("/v1/search", json=body)).json()
-    world.freshness_ms.append((time.perf_counter() - began) * 1000)
-    world.gone += deletes  # the token covers them: no answer may show them from here on
-    if not answer.get("hits") or answer["hits"][0]["score"] < 0.999:
-        world.problems.append(f"{fresh.id} was not found right after it was sent: {answer}")
-    world.published += len(positions) + 1
-
-
-async def _send(
-    world: World, producer: MemoryProducer, at: int, text: str | None = None, vector: Floats | None = None
-) -> asyncio.Future[Any]:
-    source = world.texts[at]
-    vector = world.vectors[at] if vector is None else vector
-    payload, attributes = _content(source, text or source.text)
-    event_time = datetime.now(UTC) - timedelta(seconds=random.Random(at).uniform(0, SPREAD_S))  # noqa: S311
-    world.newest[source.id] = (vector, payload)
-    return await producer.enqueue(source.id, vector, payload, attributes, event_time)
-
-
-def _content(source: Text, text: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    return {"text": text[:2_000]}, {"module": source.module, "kind": source.kind, "length": len(text)}
-
-
-async def _trickle(world: World, producer: MemoryProducer) -> None:
-    """Go on publishing the reserve, so that the newest are hot while everything is checked."""
-    rows = range(_streamed(world), len(world.texts) - LAST)
-    for at in rows:
-        await asyncio.shield(await _send_now(world, producer, at))
-        await asyncio.sleep(SETTLE_S / max(1, len(rows)))
-
-
-async def _publish_last(world: World, producer: MemoryProducer, http: httpx.AsyncClient) -> None:
-    """Publish the last records and see the very last in hot."""
-    rows = range(len(world.texts) - LAST, len(world.texts))
-    positions = await asyncio.gather(*[await _send_now(world, producer, at) for at in rows])
-    params = {"at_least": producer.token(positions)}
-    answer = await http.get(f"/v1/memories/{world.texts[-1].id}", params=params)
-    if answer.status_code != 200 or answer.json()["tier"] != "hot":
-        world.problems.append(f"the last record: {answer.text}")
-
-
-def _streamed(world: World) -> int:
-    """Return how many texts the stream takes; the rest is the reserve."""
-    return len(world.texts) - min(RESERVE, len(world.texts) // 5)
-
-
-async def _send_now(world: World, producer: MemoryProducer, at: int) -> asyncio.Future[Any]:
-    source = world.texts[at]
-    payload, attributes = _content(source, source.text)
-    world.newest[source.id] = (world.vectors[at], payload)
-    world.published += 1
-    return await producer.enqueue(source.id, world.vectors[at], payload, attributes)
 
 
 # -- asking ----------------------------------------------------------------------------------------------------------

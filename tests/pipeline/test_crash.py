@@ -10,8 +10,9 @@ import httpx
 import numpy as np
 import pytest
 
-from pipeline.demo import NodeProcess, audit
+from pipeline.demo import audit
 from pipeline.demo_checks import Checks
+from pipeline.demo_node import NodeProcess
 from pipeline.stack import Stack
 from producers import KafkaSettings, MemoryProducer
 from tests.nodes import until

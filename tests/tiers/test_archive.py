@@ -226,6 +226,23 @@ def test_an_owner_overtaken_between_look_and_write_is_refused(path):
     assert (2, 2) == (version(path), fast.epochs[0])
 
 
+def test_what_is_not_read_back_is_unknown(path):
+    """A newer owner right after our entry: nobody here can say whether it still has our file."""
+    slow = Archive.open(Disk(path), SCHEMA, PARTITIONS, FACTS)
+    slow.raise_epochs({0: 1})
+    append = slow._log.append
+
+    def overtaken(*args):
+        append(*args)
+        Archive.open(Disk(path), SCHEMA, PARTITIONS, FACTS).raise_epochs({0: 2})
+
+    slow._log.append = overtaken
+    with pytest.raises(OutcomeUnknown, match="does not show"):
+        slow.commit({0: 1}, add=[a_file(slow)])
+
+    assert slow.files == {}
+
+
 def test_a_commit_of_another_partition_in_between_is_no_fence(path):
     """An entry that leaves our epoch alone costs another try, not the store."""
     slow = Overtaken(DeltaLog.open(Disk(path), SCHEMA, FACTS), PARTITIONS)
