@@ -168,7 +168,7 @@ class Mover:
         everything = [*drop, *tombstones]
         if not everything:
             self._unqueue(TierName.GLACIER, waiting)
-            return 0
+            return await self.rewrite_glacier(partition, [])  # merges small files once there are many
         if tombstones:
             versions = np.array([where.version for where in tombstones], np.int64)
             ids = [where.id for where in tombstones]

@@ -65,19 +65,27 @@ async def publish(world: World, producer: MemoryProducer, http: httpx.AsyncClien
             world.newest[identifier] = None
             world.deleted += 1
     positions = await asyncio.gather(*sent, *deletes.values())
-    began = time.perf_counter()
+    world.published += len(positions)
     fresh = world.texts[rows.stop - 1]
-    vector = world.vectors[rows.stop - 1]
-    position = await (await producer.enqueue(fresh.id, vector, *_content(fresh, fresh.text)))
-    token = producer.token([*positions, position])
-    world.newest[fresh.id] = (vector, _content(fresh, fresh.text)[0])
+    await http.get(f"/v1/memories/{fresh.id}", params={"at_least": producer.token(positions)})
+    world.gone += deletes  # applied: no answer may show them from here on
+    await _time_one(world, producer, http, fresh, world.vectors[rows.stop - 1])
+
+
+async def _time_one(
+    world: World, producer: MemoryProducer, http: httpx.AsyncClient, fresh: Text, vector: Floats
+) -> None:
+    """Send one record and search for it at least at its token: the time until it is found is the freshness."""
+    payload, attributes = _content(fresh, fresh.text)
+    world.newest[fresh.id] = (vector, payload)
+    world.published += 1
+    began = time.perf_counter()
+    token = await producer.send(fresh.id, vector, payload, attributes)
     body = {"vector": vector.tolist(), "k": 1, "at_least": token, "include": []}
     answer = (await http.post("/v1/search", json=body)).json()
     world.freshness_ms.append((time.perf_counter() - began) * 1000)
-    world.gone += deletes  # the token covers them: no answer may show them from here on
     if not answer.get("hits") or answer["hits"][0]["score"] < 0.999:
         world.problems.append(f"{fresh.id} was not found right after it was sent: {answer}")
-    world.published += len(positions) + 1
 
 
 async def _send(

@@ -1,8 +1,10 @@
 """The four tiers and what they share.
 
-record, codec, policy, score: pure. tier, errors: the words. hot, warm, cold (with side), glacier (with archive): the
-stores. index (segment, queue): where everything is. read: how a read finds its rows. alone: a tier used by itself.
-device: the only import of CuPy. worker: one thread that owns one handle.
+record, codec, policy, score: pure. tier, errors: the words. index (segment, queue): where everything is. read: how a
+read finds its rows. alone: a tier used by itself. worker: one thread that owns one handle.
+hot: device (the only import of CuPy). warm: valkey, warm_keys, warm_scripts. cold: cold_table and cold_file (DuckDB),
+side (packed rows), slots, cold_rows (both together). glacier: files, parquet, recent, rewrite; archive, deltalog,
+loghealth (the Delta commit path); disk (the one filesystem seam).
 """
 
 from __future__ import annotations

@@ -177,17 +177,17 @@ class GlacierMemory:
     async def get(self, locations: Sequence[Location]) -> list[Row | None]:
         """See Tier. From the cache at once, else from the files on the reading threads. TierCorrupt is raised."""
         found: list[Row | None] = [None] * len(locations)
-        missing: dict[DataFile, list[tuple[int, int]]] = {}
+        missing: dict[tuple[DataFile, int], list[tuple[int, int]]] = {}  # by stretch of a file, for both threads
         for at, where in enumerate(locations):
             place = self._files.find(where)
             if place is None:
                 continue
             found[at] = self._recent.find(where)
             if found[at] is None:
-                missing.setdefault(place[0], []).append((at, place[1]))
+                missing.setdefault((place[0], place[1] // BATCH_ROWS_MAX), []).append((at, place[1]))
         jobs = [
             self._readers.run(self._files.fetch, file, [(row, locations[at]) for at, row in rows])
-            for file, rows in missing.items()
+            for (file, _), rows in missing.items()
         ]
         for rows, answer in zip(missing.values(), await asyncio.gather(*jobs), strict=True):
             for (at, _), row in zip(rows, answer, strict=True):
