@@ -10,6 +10,7 @@ import msgspec
 import structlog
 
 from consumers.watermark import Watermark
+from tiers.errors import LogUnavailable
 
 log = structlog.get_logger()
 
@@ -56,7 +57,10 @@ class Commit:
                 async with asyncio.timeout(self._settings.interval_ms / 1000):
                     await stop.wait()
             except TimeoutError:
-                await self.step()
+                try:
+                    await self.step()
+                except LogUnavailable as error:  # a later commit covers this one; until then more would be replayed
+                    log.warning("offsets.uncommitted", error=str(error))
 
     async def step(self) -> int:
         """Commit the watermarks that have advanced; returns how many."""

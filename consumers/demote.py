@@ -80,8 +80,10 @@ class Demote:
         reason = batch["reason"][0].as_py()
         for move in policy.plan(source, rows, reason, usages, self._rules):
             keys = [(ids[keep[at]], versions[keep[at]]) for at in move.rows.tolist()]
-            for start in range(0, len(keys), self._settings.rows_max):
-                part = keys[start : start + self._settings.rows_max]
+            # Into glacier together, as they were proposed: a file a move. Bounded by age.rows_max.
+            rows_max = len(keys) if move.target is TierName.GLACIER else self._settings.rows_max
+            for start in range(0, len(keys), rows_max):
+                part = keys[start : start + rows_max]
                 job = partial(self._mover.move, partition, move.source, move.target, move.reason, part)
                 if not self._lanes[partition].offer(job):
                     self.dropped += len(part)

@@ -69,7 +69,6 @@ class Ingest:
         self.applied_at: dict[int, int] = {}  # ms, timestamp of the newest applied message
         self.rows = 0
         self.letters: Counter[str] = Counter()
-        self.delays_ms: list[float] = []
         self._waiting: defaultdict[int, list[tuple[int, asyncio.Future[None]]]] = defaultdict(list)
 
     def room(self, partition: int) -> int:
@@ -162,8 +161,14 @@ class Ingest:
 
     def _advance(self, partition: int, last: Message) -> None:
         self.applied_at[partition] = last.timestamp_ms
-        self.delays_ms.append(max(0, self._now_ms() - last.timestamp_ms))
-        del self.delays_ms[:-1000]
+        self._wake(partition)
+
+    def reach(self, partition: int, position: int) -> None:
+        """Take note that the log has nothing to hand out below `position`."""
+        self.watermarks[partition].skip(position)
+        self._wake(partition)
+
+    def _wake(self, partition: int) -> None:
         end = self.watermarks[partition].end
         still = []
         for offset, future in self._waiting[partition]:

@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable
 
 import structlog
 
-from tiers.errors import IsothermError
+from tiers.errors import IsothermError, TierUnavailable
 
 log = structlog.get_logger()
 
@@ -25,6 +25,8 @@ class Lane:
         self.partition = partition
         self.name = f"lane-{partition}"
         self._jobs: asyncio.Queue[Job] = asyncio.Queue(jobs_max)
+        self._performing: set[asyncio.Future[None]] = set()
+        self._ended = False
         self.stalls = 0
 
     @property
@@ -41,6 +43,8 @@ class Lane:
 
     async def perform(self, job: Job) -> None:
         """Queue a job, wait until it is done, and raise what it raises."""
+        if self._ended:
+            raise TierUnavailable("the node is stopping")
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
         async def report() -> None:
@@ -55,8 +59,12 @@ class Lane:
                 if not done.done():
                     done.set_result(None)
 
-        await self._jobs.put(report)
-        await done
+        self._performing.add(done)
+        try:
+            await self._jobs.put(report)
+            await done
+        finally:
+            self._performing.discard(done)
 
     async def run(self, stop: asyncio.Event) -> None:
         """Execute jobs until stopped. The stop is looked at between jobs only: a job begun is finished."""
@@ -71,6 +79,16 @@ class Lane:
                 await self._execute(next_job.result())
         finally:
             stopped.cancel()
+            self._refuse()
+
+    def _refuse(self) -> None:
+        """Nothing runs any more: whoever waits for a job of theirs is told so."""
+        self._ended = True
+        while not self._jobs.empty():
+            self._jobs.get_nowait()
+        for waiting in self._performing:
+            if not waiting.done():
+                waiting.set_exception(TierUnavailable("the node is stopping"))
 
     async def _execute(self, job: Job) -> None:
         try:

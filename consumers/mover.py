@@ -19,7 +19,7 @@ import structlog
 from consumers.watermark import Watermark
 from producers.changes import Changes
 from tiers import record
-from tiers.errors import TierFull, TierUnavailable
+from tiers.errors import TierCorrupt, TierFull, TierUnavailable
 from tiers.index import Index
 from tiers.record import Int64s
 from tiers.tier import NO_SLOT, Location, Receipt, Tier, TierName
@@ -102,8 +102,14 @@ class Mover:
         return found
 
     async def _read(self, source: TierName, sources: list[Location]) -> tuple[pa.RecordBatch, list[Location]]:
-        """Return the rows as a batch; one that was superseded since (hot drops it at once) is left out."""
+        """Return the rows as a batch; one that was superseded since (hot drops it at once) is left out.
+
+        TierCorrupt when the index says that a row is at home and the tier does not have it.
+        """
         rows = await self._tiers[source].get(sources)
+        lost = [w.id for row, w in zip(rows, sources, strict=True) if row is None and self._is_home(source, w)]
+        if lost:
+            raise TierCorrupt(f"{source.word} has lost {len(lost)} rows that are at home there, {lost[0]!r} first")
         kept = [(row, where) for row, where in zip(rows, sources, strict=True) if row is not None]
         return record.to_batch([row for row, _ in kept], self._shape), [where for _, where in kept]
 

@@ -14,12 +14,12 @@ from typing import Protocol, Self
 
 import structlog
 from aiokafka import AIOKafkaConsumer, TopicPartition
-from aiokafka.errors import KafkaConnectionError
+from aiokafka.errors import KafkaConnectionError, KafkaError
 from aiokafka.structs import ConsumerRecord, OffsetAndMetadata
 
 from producers.events import Message
 from producers.publisher import KafkaSettings, missing
-from tiers.errors import SettingsError, TierFull
+from tiers.errors import LogUnavailable, SettingsError, TierFull
 
 log = structlog.get_logger()
 
@@ -35,11 +35,14 @@ class Handler(Protocol):
         """Apply messages of one partition, in order; TierFull with nothing changed asks for a pause."""
 
 
-class Room(Protocol):
-    """What says whether a paused partition may go on."""
+class Log(Protocol):
+    """What is told of the memories topic beside its messages, and says whether a paused partition may go on."""
 
     def room(self, partition: int) -> int:
         """Return how many rows fit."""
+
+    def reach(self, partition: int, position: int) -> None:
+        """Take note that there is nothing to hand out below `position`."""
 
 
 class Reader:
@@ -53,11 +56,11 @@ class Reader:
         partitions: Sequence[int],
         memories: str,
         handlers: Mapping[str, Handler],
-        room: Room,
+        log: Log,
         slab_rows: int,
     ) -> None:
         self._settings, self._memories, self._handlers = settings, memories, handlers
-        self._partitions, self._room, self._step_rows = list(partitions), room, min(RECORDS_MAX, slab_rows)
+        self._partitions, self._log, self._step_rows = list(partitions), log, min(RECORDS_MAX, slab_rows)
         self.paused: set[int] = set()
         self._next: dict[int, int] = {}  # memories: the offset after the last one applied
         self._consumer = AIOKafkaConsumer(
@@ -118,7 +121,16 @@ class Reader:
             found = await self._consumer.getmany(timeout_ms=POLL_MS)
             for tp, records in found.items():
                 await self._handle(tp, records)
+            if not found:
+                await self._reach()
             self._resume()
+
+    async def _reach(self) -> None:
+        """Nothing came: where the position has passed offsets without records, the replay may be over all the same."""
+        for partition in self._partitions:
+            tp = TopicPartition(self._memories, partition)
+            if partition not in self.paused:
+                self._log.reach(partition, await self._consumer.position(tp))
 
     async def _handle(self, tp: TopicPartition, records: list[ConsumerRecord]) -> None:
         """Hand over in steps that fit one slab; where hot has no room, pause the partition at the first row left."""
@@ -139,16 +151,18 @@ class Reader:
     def _resume(self) -> None:
         """Let partitions go on that have room for a whole step again."""
         for partition in list(self.paused):
-            if self._room.room(partition) >= self._step_rows:
+            if self._log.room(partition) >= self._step_rows:
                 self._consumer.resume(TopicPartition(self._memories, partition))
                 self.paused.discard(partition)
                 log.info("partition.resumed", partition=partition)
 
     async def commit(self, offsets: Mapping[int, int]) -> None:
-        """Commit watermarks of memories and wait for the answer (R2)."""
-        await self._consumer.commit(
-            {TopicPartition(self._memories, p): OffsetAndMetadata(offset, "") for p, offset in offsets.items()}
-        )
+        """Commit watermarks of memories and wait for the answer (R2); LogUnavailable when there is none."""
+        marks = {TopicPartition(self._memories, p): OffsetAndMetadata(offset, "") for p, offset in offsets.items()}
+        try:
+            await self._consumer.commit(marks)
+        except KafkaError as error:
+            raise LogUnavailable(f"offsets were not committed: {error!r}") from error
 
     def behind(self, partition: int) -> bool:
         """Say whether the log held more than was handed out when it was last fetched from."""

@@ -6,6 +6,7 @@ from collections import OrderedDict
 from collections.abc import AsyncGenerator, Mapping
 from typing import NamedTuple
 
+import structlog
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.errors import KafkaConnectionError
 
@@ -13,6 +14,8 @@ from producers import events
 from producers.events import Change
 from producers.publisher import KafkaSettings, missing
 from tiers.errors import InvalidRecord
+
+log = structlog.get_logger()
 
 REMEMBERED = 100_000  # home moves kept to recognise a repeat
 
@@ -64,7 +67,11 @@ async def subscribe_changes(
             for tp, records in found.items():
                 for message in records:
                     positions[tp.partition] = message.offset + 1
-                    change = _unrepeated(events.decode_change(message.value), seen)
+                    try:
+                        change = _unrepeated(events.decode_change(message.value), seen)
+                    except InvalidRecord as error:  # anyone can write to a topic; the feed outlives it
+                        log.warning("change.rejected", partition=tp.partition, offset=message.offset, error=str(error))
+                        continue
                     if change is not None:
                         yield Announced(change, tp.partition, message.offset, encode_cursor(positions))
     except KafkaConnectionError as error:

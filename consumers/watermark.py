@@ -45,6 +45,10 @@ class Watermark:
             self._firsts.append(first)
             self._dirty.append(dirty)
 
+    def skip(self, end: int) -> None:
+        """Say that there are no records up to `end` (a transaction's marker takes an offset and carries none)."""
+        self._end = max(self._end, end)
+
     def settle(self, offsets: Int64s) -> None:
         """Take rows at these offsets out of their runs; each row is settled exactly once."""
         if not len(offsets):

@@ -15,7 +15,7 @@ import pyarrow as pa
 from producers import events
 from producers.publisher import UNKNOWN_OFFSET, KafkaSettings, Position, Publisher
 from tiers import record
-from tiers.errors import LogUnavailable
+from tiers.errors import InvalidRecord, LogUnavailable
 from tiers.record import Floats
 
 SOURCE = "isotherm/python"
@@ -86,7 +86,11 @@ class MemoryProducer:
         return await self._publisher.enqueue(self._topic, value, key, headers=events.event_headers(SOURCE))
 
     async def send_batch(self, batch: pa.RecordBatch) -> str:
-        """Publish every row of a batch with the record columns (version is ignored); returns the token of all."""
+        """Publish every row of a batch with the record columns; returns the token of all.
+
+        `version` is ignored, `expires_at` becomes the time to live from the event on. InvalidRecord before anything of
+        the row is sent, LogUnavailable.
+        """
         futures = []
         for row in record.rows_of(batch):
             value = None if row.vector is None else self._value(row.vector, row)
@@ -95,9 +99,13 @@ class MemoryProducer:
 
     @staticmethod
     def _value(vector: Floats, row: record.Row) -> bytes:
-        payload = msgspec.Raw(row.payload) if row.payload else None
+        try:
+            payload = msgspec.json.decode(row.payload) if row.payload else None
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            raise InvalidRecord("payload", f"{row.id!r}: a payload on a JSON event is JSON itself") from error
         event_time = datetime.fromtimestamp(row.event_time / 1000, UTC)
-        return events.encode_event(vector, payload, row.attributes, event_time)
+        ttl_s = (row.expires_at - row.event_time) / 1000 if row.expires_at is not None else None
+        return events.encode_event(vector, payload, row.attributes, event_time, ttl_s)
 
     async def delete(self, identifier: str) -> str:
         """Publish a delete and wait for the broker; returns its token."""

@@ -18,6 +18,8 @@ import uvloop
 
 from pipeline.stack import Stack
 
+pytest.register_assert_rewrite("tests.tiers.contract", "tests.tiers.strict", "tests.nodes")
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Add --loop: the whole suite on asyncio's loop or on uvloop."""

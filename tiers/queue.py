@@ -68,7 +68,7 @@ class Queue:
         return sum(1 for key in self._by_partition[partition] if key.tier == tier)
 
     def follow(self, tier: TierName, identifier: str, version: int, old_slot: int, new_slot: int) -> None:
-        """A queued row has another slot now (its file was rewritten)."""
+        """Take note that a queued row has another slot now: its file was rewritten."""
         key = Key(tier, identifier, version, old_slot)
         if key not in self._by_id.get(identifier, ()):
             return

@@ -97,7 +97,6 @@ async def _search(
     hot = cast(Scans, tiers[TierName.HOT]) if TierName.HOT in tiers else None
     snapshot = hot.snapshot() if hot else None  # no await between this and the next line: one moment
     scans, unseen = index.scans(tiers)
-    of = sum(index.rows(name) for name in tiers)
     below = _scan_in(pool, scans, vector, count)
     if hot:
         try:
@@ -120,7 +119,7 @@ async def _search(
         missed=sorted(missed),
         searched={name.word: {"rows": rows_, "took_ms": round(scanned_ms, 3)} for name, rows_ in by_tier.items()},
         scanned=sum(by_tier.values()),
-        of=of,
+        of=sum(by_tier.values()) + unseen,
     )
 
 

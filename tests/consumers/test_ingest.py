@@ -315,16 +315,6 @@ async def test_waiters_that_gave_up_are_forgotten():
     assert [] == world.ingest._waiting[P]
 
 
-def test_freshness_is_the_time_since_the_message():
-    """What is reported as delay is the clock less the message's timestamp, never negative."""
-    world = World()
-    apply(world, good("a", 0)._replace(timestamp_ms=NOW_MS - 7), good("b", 1)._replace(timestamp_ms=NOW_MS + 9))
-    apply(world, good("c", 2)._replace(timestamp_ms=NOW_MS - 7))
-
-    assert [0, 7] == world.ingest.delays_ms
-    assert NOW_MS - 7 == world.ingest.applied_at[P]
-
-
 def test_an_event_time_is_the_messages_unless_given():
     """Without event_time a record is as old as its message."""
     world = World()

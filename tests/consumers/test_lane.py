@@ -23,7 +23,9 @@ class Runs:
         self.did: list[str] = []
         self.task: asyncio.Task[None] | None = None
 
-    def job(self, name: str, *, fails: Exception | None = None, waits: asyncio.Event | None = None):
+    def job(
+        self, name: str, *, fails: Exception | None = None, waits: asyncio.Event | None = None, stops: bool = False
+    ):
         async def work() -> None:
             self.did.append(f"{name} begun")
             if waits is not None:
@@ -31,6 +33,8 @@ class Runs:
             if fails is not None:
                 raise fails
             self.did.append(f"{name} done")
+            if stops:
+                self.stop.set()
 
         return work
 
@@ -111,7 +115,7 @@ async def test_any_other_error_ends_the_lane(error):
     """What no repetition heals is raised by `run`, which ends the process; no later job begins."""
     runs = Runs()
     runs.lane.offer(runs.job("a", fails=error))
-    runs.lane.offer(runs.job("b"))
+    runs.lane.offer(runs.job("b", stops=True))
     with pytest.raises(type(error)):
         await runs.lane.run(runs.stop)
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 import pytest
+from aiokafka import AIOKafkaProducer
 
 from consumers import subscribe_changes
 from pipeline import MemoryManager, Query
@@ -154,6 +155,22 @@ async def test_a_bad_event_becomes_a_dead_letter_and_the_partition_goes_on(setti
 
         assert [hit.row.payload for hit in result.hits] == [b'{"good":true}']
         assert dict(memory.node.ingest.letters) == {"json": 1, "vector_dim": 1}
+
+
+async def test_a_log_that_ends_in_a_transaction_marker_is_replayed_to_its_end(settings: Settings) -> None:
+    """A marker takes an offset and carries no record: readiness does not wait for it for ever (R7)."""
+    async with MemoryManager.open(settings):
+        pass
+    producer = AIOKafkaProducer(bootstrap_servers=settings.kafka.bootstrap, transactional_id=settings.kafka.prefix)
+    await producer.start()
+    try:
+        async with producer.transaction():
+            await producer.send_and_wait(f"{settings.kafka.prefix}.memories", key=b"id-0", value=None)
+    finally:
+        await producer.stop()
+    async with MemoryManager.open(settings) as memory:
+        await memory.ready(20)
+        assert [] == (await memory.retrieve(Query(ids=["id-0"]))).hits
 
 
 @pytest.mark.parametrize("tier", ["hot", "warm", "cold", "glacier"])
