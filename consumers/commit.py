@@ -10,6 +10,7 @@ import msgspec
 import structlog
 
 from consumers.watermark import Watermark
+from producers.ticks import ticks
 from tiers.errors import LogUnavailable
 
 log = structlog.get_logger()
@@ -52,15 +53,11 @@ class Commit:
 
     async def run(self, stop: asyncio.Event) -> None:
         """Commit until stopped."""
-        while not stop.is_set():
+        async for _ in ticks(stop, self._settings.interval_ms):
             try:
-                async with asyncio.timeout(self._settings.interval_ms / 1000):
-                    await stop.wait()
-            except TimeoutError:
-                try:
-                    await self.step()
-                except LogUnavailable as error:  # a later commit covers this one; until then more would be replayed
-                    log.warning("offsets.uncommitted", error=str(error))
+                await self.step()
+            except LogUnavailable as error:  # a later commit covers this one; until then more would be replayed
+                log.warning("offsets.uncommitted", error=str(error))
 
     async def step(self) -> int:
         """Commit the watermarks that have advanced; returns how many."""

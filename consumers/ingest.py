@@ -19,7 +19,8 @@ import structlog
 from consumers.watermark import Watermark
 from producers import events
 from producers.changes import Changes
-from producers.events import EventDecoder, Message
+from producers.decoder import EventDecoder
+from producers.events import Message
 from producers.publisher import Publisher
 from tiers import record
 from tiers.errors import InvalidRecord, NotYet

@@ -12,6 +12,7 @@ from functools import partial
 from consumers.demote import MoveSettings
 from consumers.lane import Lane
 from consumers.mover import Mover
+from producers.ticks import ticks
 from tiers.index import Index
 from tiers.tier import TierName
 
@@ -36,12 +37,8 @@ class Upkeep:
 
     async def run(self, stop: asyncio.Event) -> None:
         """Look until stopped."""
-        while not stop.is_set():
-            try:
-                async with asyncio.timeout(self._settings.upkeep_ms / 1000):
-                    await stop.wait()
-            except TimeoutError:
-                self.step()
+        async for _ in ticks(stop, self._settings.upkeep_ms):
+            self.step()
 
     def step(self) -> None:
         """Offer each lane what its partition needs now; a lane that is full gets it at the next look."""

@@ -39,7 +39,8 @@ from pipeline.topics import ensure_topics
 from producers.access import Access
 from producers.age import AgeMonitor
 from producers.changes import Changes
-from producers.events import Embed, EventDecoder, Topics
+from producers.decoder import Embed, EventDecoder
+from producers.events import Topics
 from producers.memories import MemoryProducer
 from producers.publisher import Publisher
 from tiers import record
@@ -47,6 +48,7 @@ from tiers.cold import ColdMemory
 from tiers.glacier import GlacierMemory
 from tiers.hot import HotMemory
 from tiers.index import Index
+from tiers.rebuild import load
 from tiers.tier import Location, Tier, TierName, Usage
 from tiers.warm import WarmMemory
 from tiers.worker import SerialExecutor
@@ -227,7 +229,7 @@ async def rebuild(index: Index, below: Sequence[Tier], partitions: int) -> list[
     """Fill the index from the tiers below hot, top down; returns (above, tier, row) for rows found in two."""
     twice: list[tuple[TierName, TierName, Location]] = []
     for tier in below:
-        found = await index.load(tier, partitions, now_ms())
+        found = await load(index, tier, partitions, now_ms())
         twice += [(above, tier.name, where) for above, where in found]
         log.info("tier.loaded", tier=tier.name.word, rows=index.rows(tier.name), twice=len(found))
     return twice

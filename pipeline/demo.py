@@ -36,7 +36,8 @@ from pipeline.log import configure
 from pipeline.settings import LogSettings
 from pipeline.stack import Stack
 from producers import MemoryProducer
-from producers.events import Embed, Topics
+from producers.decoder import Embed
+from producers.events import Topics
 from producers.publisher import KafkaSettings
 
 QUESTIONS = (

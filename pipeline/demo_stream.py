@@ -15,7 +15,7 @@ import numpy as np
 
 from pipeline.demo_texts import Text
 from producers import MemoryProducer
-from producers.events import Embed
+from producers.decoder import Embed
 from tiers.record import Floats
 
 SPREAD_S = 20  # event times lie up to this far back

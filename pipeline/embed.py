@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from producers.events import Embed
+from producers.decoder import Embed
 from tiers.errors import SettingsError
 from tiers.record import Floats
 

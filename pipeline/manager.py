@@ -16,6 +16,7 @@ import pyarrow as pa
 from pipeline.app import Node, Service, now_ms, open_node, supervise
 from pipeline.settings import Settings, load
 from producers import events
+from producers.decoder import check_vector
 from tiers import read, record
 from tiers.errors import InvalidRecord, Replaying
 from tiers.record import Floats, Row
@@ -96,7 +97,7 @@ class MemoryManager:
 
     def _check(self, query: Query) -> None:
         if query.vector is not None:
-            events.check_vector(np.asarray(query.vector, np.float32), self.node.settings.dim)
+            check_vector(np.asarray(query.vector, np.float32), self.node.settings.dim)
             if not 1 <= query.k <= self.node.settings.gateway.k_max:
                 raise InvalidRecord("k", f"k is 1 to {self.node.settings.gateway.k_max}")
 

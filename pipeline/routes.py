@@ -23,7 +23,8 @@ from pipeline.manager import MemoryManager
 from pipeline.metrics import Metrics
 from pipeline.problems import on_error, problem
 from producers import events
-from producers.events import Event, EventDecoder
+from producers.decoder import EventDecoder
+from producers.events import Event
 from tiers import record
 from tiers.errors import InvalidRecord, IsothermError
 from tiers.record import Floats, Row

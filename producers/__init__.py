@@ -1,7 +1,7 @@
 """What writes to Kafka.
 
-events: the contracts of all topics (pure). publisher: the one way into the log. memories: MemoryProducer, for users.
-age, access, changes: the node's own events.
+events: the contracts of all topics; decoder: from a message to a valid row (both pure). publisher: the one way into
+the log. memories: MemoryProducer, for users. age, access, changes: the node's own events. ticks: doing it regularly.
 """
 
 from __future__ import annotations

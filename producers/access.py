@@ -12,6 +12,7 @@ import pyarrow as pa
 
 from producers import events
 from producers.publisher import Publisher
+from producers.ticks import ticks
 from tiers import record
 from tiers.errors import LogUnavailable
 from tiers.tier import Hit
@@ -51,12 +52,8 @@ class Access:
 
     async def run(self, stop: asyncio.Event) -> None:
         """Flush every `flush_ms` until stopped."""
-        while not stop.is_set():
-            try:
-                async with asyncio.timeout(self._settings.flush_ms / 1000):
-                    await stop.wait()
-            except TimeoutError:
-                await self.flush()
+        async for _ in ticks(stop, self._settings.flush_ms):
+            await self.flush()
 
     async def flush(self) -> None:
         """Publish the fold, one message a partition; what cannot be sent is dropped and counted."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 
 import msgspec
@@ -18,6 +19,7 @@ import pyarrow as pa
 
 from producers import events
 from producers.publisher import Publisher
+from producers.ticks import ticks
 from tiers import policy
 from tiers.errors import LogUnavailable
 from tiers.index import Index
@@ -67,15 +69,9 @@ class AgeMonitor:
 
     async def run(self, stop: asyncio.Event) -> None:
         """Propose until stopped; a log that does not answer costs the advice of one interval."""
-        while not stop.is_set():
-            try:
-                async with asyncio.timeout(self._settings.interval_ms / 1000):
-                    await stop.wait()
-            except TimeoutError:
-                try:
-                    await self.propose()
-                except LogUnavailable:
-                    continue  # advice: the next interval asks again
+        async for _ in ticks(stop, self._settings.interval_ms):
+            with suppress(LogUnavailable):  # advice: the next interval asks again
+                await self.propose()
 
     async def propose(self) -> int:
         """Publish one round of advice; returns the rows named."""

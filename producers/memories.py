@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from producers import events
+from producers.decoder import check_vector
 from producers.publisher import UNKNOWN_OFFSET, KafkaSettings, Position, Publisher
 from tiers import record
 from tiers.errors import InvalidRecord, LogUnavailable
@@ -76,7 +77,7 @@ class MemoryProducer:
         ttl_s: float | None = None,
     ) -> asyncio.Future[Position]:
         """Publish without waiting; the future says where the record landed."""
-        vector = events.check_vector(np.asarray(vector, np.float32), len(vector))
+        vector = check_vector(np.asarray(vector, np.float32), len(vector))
         value = events.encode_event(vector, payload, attributes, event_time, ttl_s)
         return await self.publish(identifier, value)
 

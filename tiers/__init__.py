@@ -1,7 +1,7 @@
 """The four tiers and what they share.
 
-record, codec, policy, score: pure. tier, errors: the words. index (segment, queue): where everything is. read: how a
-read finds its rows. alone: a tier used by itself. worker: one thread that owns one handle.
+record, codec, policy, score: pure. tier, errors: the words. index (segment, queue): where everything is; rebuild: it
+made anew; read: how a read finds its rows. alone: a tier used by itself. worker: one thread that owns one handle.
 hot: device (the only import of CuPy). warm: valkey, warm_keys, warm_scripts. cold: cold_table and cold_file (DuckDB),
 side (packed rows), slots, cold_rows (both together). glacier: files, parquet, recent, rewrite; archive, deltalog,
 loghealth (the Delta commit path); disk (the one filesystem seam).

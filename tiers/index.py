@@ -1,14 +1,14 @@
 """The index: where every id is, and every physical row that must still go.
 
 One entry a live id (tombstones too). Changed only on the event-loop thread and only between awaits, so that a reader
-that looks sees one moment. Derived: `load` rebuilds it from the tiers. `queue` holds every physical row of an id that
-is neither its home nor its copy, from before the request that may create it until its eviction is answered (R3, R4).
+that looks sees one moment. Derived: `rebuild.load` makes it anew from the tiers. `queue` holds every physical row of an
+id that is neither home nor copy, from before the request that may create it until its eviction is answered (R3, R4).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,9 +19,6 @@ from tiers.queue import Queue
 from tiers.record import Floats, Int64s
 from tiers.segment import COLUMNS, NO_COPY, SEGMENT_ROWS, Entry, Scan, Segment
 from tiers.tier import NO_SLOT, Location, TierName
-
-if TYPE_CHECKING:
-    from tiers.tier import Tier
 
 REWRITE_BELOW = 0.25  # a full segment with fewer live rows than this is rewritten to the tail
 
@@ -206,49 +203,6 @@ class Index:
             segment.heat[row] = float(segment.heat[row]) * 2.0 ** (-elapsed / half_life_ms) + count
             segment.heat_at[row] = max(last, int(segment.heat_at[row]))
             segment.used[row] = max(last, int(segment.used[row]))
-
-    # -- rebuilding --------------------------------------------------------------------------------------------------
-
-    async def load(self, tier: Tier, partitions: int, now_ms: int = 0) -> list[tuple[TierName, Location]]:
-        """Take in every physical row of a tier; call it top down, warm first.
-
-        Highest version wins; of equal ones the lowest tier is home; every other row is queued (R3, §5). Returned are
-        (tier it was known in, where it is) for rows also found above at the same version: their move was stored but
-        perhaps never announced, so the caller announces it again.
-        """
-        twice: list[tuple[TierName, Location]] = []
-        async for found in tier.retrieve_all():
-            slots = found["slot"].to_numpy()
-            batch = found.drop_columns(["slot"])
-            twice += self._admit(tier.name, batch, record.partitions(batch["id"], partitions), slots, now_ms)
-        return twice
-
-    def _admit(
-        self, tier: TierName, batch: pa.RecordBatch, partition: npt.NDArray[np.int32], slots: Int64s, now_ms: int
-    ) -> list[tuple[TierName, Location]]:
-        unique = record.newest(batch.append_column("at", pa.array(np.arange(batch.num_rows))))
-        ids, versions = batch["id"].to_pylist(), record.versions_of(batch)
-        best = np.zeros(batch.num_rows, bool)
-        best[unique["at"].to_numpy()] = True
-        best &= self.newer(ids, versions)
-        twice: list[tuple[TierName, Location]] = []
-        for at in np.flatnonzero(~best).tolist():
-            where = Location(ids[at], int(versions[at]), int(partition[at]), int(slots[at]))
-            entry = self.find(where.id)
-            if entry is not None and entry.version == where.version and tier > entry.home:
-                above = TierName(entry.home)
-                self.queue.add(above, Location(where.id, where.version, where.partition, entry.slot))
-                vector = record.vectors_of(batch.slice(at, 1))
-                self.relocate(tier, [where.id], versions[at : at + 1], slots[at : at + 1], vector)
-                twice.append((above, where))
-            else:
-                self.queue.add(tier, where)
-        rows = np.flatnonzero(best)
-        if len(rows):
-            chosen = batch if len(rows) == batch.num_rows else batch.take(pa.array(rows))
-            for name, location in self.put(chosen, partition[rows], tier, slots[rows], now_ms):
-                self.queue.add(name, location)
-        return twice
 
     # -- inside ------------------------------------------------------------------------------------------------------
 

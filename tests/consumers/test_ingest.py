@@ -8,7 +8,8 @@ import pytest
 
 from consumers.ingest import Ingest
 from producers import events
-from producers.events import EventDecoder, Message
+from producers.decoder import EventDecoder
+from producers.events import Message
 from tests.consumers.world import TOPICS, P, World
 from tests.tiers.rows import ATTRIBUTES, DIM, NOW_MS, SHAPE, vector_of
 from tiers import record

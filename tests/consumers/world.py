@@ -21,7 +21,8 @@ from consumers.mover import Mover
 from consumers.watermark import Watermark
 from producers import events
 from producers.changes import Changes
-from producers.events import EventDecoder, Message, Topics
+from producers.decoder import EventDecoder
+from producers.events import Message, Topics
 from producers.publisher import Position
 from tests.tiers.fake import FakeTier, Store, moment
 from tests.tiers.rows import ATTRIBUTES, DIM, NOW_MS, SHAPE, vector_of
@@ -29,6 +30,7 @@ from tiers import record
 from tiers.device import HostDevice
 from tiers.hot import HotMemory, HotSettings
 from tiers.index import Index
+from tiers.rebuild import load
 from tiers.tier import NO_SLOT, TierName
 
 P = 0  # the partition
@@ -162,7 +164,7 @@ class World:
         """Return the next life: rebuilt from the tiers, with the committed offset read, not yet replayed."""
         life = World(log=self.log, stores=self.stores, committed=self.committed)
         for tier in BELOW:
-            life.finish(life.index.load(life.below[tier], 1, NOW_MS), check=False)
+            life.finish(load(life.index, life.below[tier], 1, NOW_MS), check=False)
         life.trace.clear()
         return life
 

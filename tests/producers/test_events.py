@@ -14,8 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from consumers.subscribe import decode_cursor, encode_cursor
-from producers import events
-from producers.events import Change, EventDecoder, Message
+from producers import decoder, events
+from producers.decoder import EventDecoder
+from producers.events import Change, Message
 from tests.tiers.rows import ATTRIBUTES, IDS, NOW_MS
 from tiers import record
 from tiers.errors import InvalidRecord
@@ -117,7 +118,7 @@ BAD = {
     "zero ttl": ("ttl", f'{{{VECTOR}, "ttl_s": 0}}'),
     "endless ttl": ("ttl", f'{{{VECTOR}, "ttl_s": 1e300}}'),
     "large payload": ("payload_size", f'{{{VECTOR}, "payload": "{"x" * record.PAYLOAD_BYTES_MAX}"}}'),
-    "large event": ("event_size", f'{{{VECTOR}, "text": "{"x" * events.EVENT_BYTES_MAX}"}}'),
+    "large event": ("event_size", f'{{{VECTOR}, "text": "{"x" * decoder.EVENT_BYTES_MAX}"}}'),
 }
 
 
@@ -226,7 +227,7 @@ def test_a_delete_is_a_tombstone_at_its_offset():
 
 FINITE = st.floats(-1e6, 1e6, width=32).filter(lambda value: abs(value) > 1e-3)
 #: Times within what an event may say, as the log's clock stands.
-TIMES = st.integers(NOW_MS - events.PAST_MS_MAX, NOW_MS + events.FUTURE_MS_MAX)
+TIMES = st.integers(NOW_MS - decoder.PAST_MS_MAX, NOW_MS + decoder.FUTURE_MS_MAX)
 
 
 @settings(max_examples=150, deadline=None)
@@ -268,10 +269,10 @@ def test_a_vector_may_be_a_list_or_base64():
 
 def test_text_is_embedded_where_there_is_an_embedder():
     """A node with an embedder turns text into the vector, and checks it like any other."""
-    decoder = EventDecoder(2, {}, lambda texts: np.array([[len(texts[0]), 0]], np.float32))
+    embedding = EventDecoder(2, {}, lambda texts: np.array([[len(texts[0]), 0]], np.float32))
 
-    assert [5.0, 0.0] == decoder.decode(message('{"text": "hello"}'), 0).vector.tolist()
-    assert "vector_zero" == reason(decoder.decode, message('{"text": ""}'), 0)
+    assert [5.0, 0.0] == embedding.decode(message('{"text": "hello"}'), 0).vector.tolist()
+    assert "vector_zero" == reason(embedding.decode, message('{"text": ""}'), 0)
 
 
 def test_a_null_attribute_is_an_absent_one():
@@ -281,7 +282,7 @@ def test_a_null_attribute_is_an_absent_one():
 
 def test_event_time_may_lie_ten_years_back_and_a_day_ahead():
     """The bounds of event_time are inclusive, and beyond them it is refused."""
-    for bound, step in ((NOW_MS - events.PAST_MS_MAX, -1), (NOW_MS + events.FUTURE_MS_MAX, 1)):
+    for bound, step in ((NOW_MS - decoder.PAST_MS_MAX, -1), (NOW_MS + decoder.FUTURE_MS_MAX, 1)):
         when = datetime(1970, 1, 1, tzinfo=UTC) + timedelta(milliseconds=bound)
         value = events.encode_event(np.ones(2, np.float32), event_time=when)
         assert bound == DECODER.decode(message(value), 0).event_time

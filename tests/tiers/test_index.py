@@ -18,6 +18,7 @@ import tiers.segment
 from tests.tiers.rows import DIM, SHAPE, batch, row, vector_of
 from tiers import record
 from tiers.index import Index
+from tiers.rebuild import load
 from tiers.segment import NO_COPY
 from tiers.tier import NO_SLOT, Location, TierName
 
@@ -328,7 +329,7 @@ async def rebuilt(listed: Sequence[Listed]) -> tuple[Index, list[tuple[TierName,
     index = Index.of(SHAPE)
     twice = []
     for tier in listed:
-        twice += await index.load(tier, PARTITIONS, 0)
+        twice += await load(index, tier, PARTITIONS, 0)
     return index, twice
 
 
