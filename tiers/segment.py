@@ -117,7 +117,9 @@ class Segment:
     def encode(self, rows: npt.NDArray[np.intp], vectors: Floats, scale: Floats) -> None:
         """Keep the vectors of these rows for scans: exact until a codebook is trained (design §5, index)."""
         if self.codes is None:
-            self.codes = np.empty((SEGMENT_ROWS, self.dim), np.float32)  # pages are touched only as rows come
+            # Zeros, not empty: a scan computes over rows without a code too, and what lies there must be finite. The
+            # system hands out zero pages only as they are written.
+            self.codes = np.zeros((SEGMENT_ROWS, self.dim), np.float32)
         self.codes[rows] = vectors
         self.scale[rows] = scale
         self.coded[rows] = True
