@@ -192,6 +192,13 @@ async def test_storing_an_older_version_changes_nothing_and_is_receipted(cold: C
     assert await physical(cold) == [(where.slot, "a", 7)]
 
 
+async def test_stores_at_once_leave_one_row_an_id(cold: ColdMemory) -> None:
+    """Alone, nobody else keeps the stores of an id apart: the highest version stays, and only that."""
+    await asyncio.gather(*(cold.store(batch(row("a", version))) for version in (3, 1, 5, 5, 2, 4)))
+
+    assert [("a", 5)] == [(name, version) for _, name, version in await physical(cold)]
+
+
 async def test_on_a_shared_index_older_rows_stay_until_they_are_evicted(options: ColdSettings) -> None:
     """The tier itself masks and evicts nothing: every physical row is listed, tombstones too, in slot order."""
     async with opened(options, index=Index.of(SHAPE)) as cold:
@@ -286,6 +293,20 @@ async def test_both_files_shrink_after_eviction(options: ColdSettings) -> None:
 
         await cold.evict(old, None)
         assert side_files(options) == []
+
+
+async def test_evicted_rows_give_their_bytes_back_though_deletions_are_few_bytes_of_wal(options: ColdSettings) -> None:
+    """Evicted bytes too make a checkpoint due: a tier at its limit that only evicts must not stay full."""
+    async with opened(options, index=Index.of(SHAPE)) as cold:
+        where = await stored(
+            cold, *(Row(f"{n}", 1, NOW_MS, None, row("v", n).vector, os.urandom(8_000)) for n in range(500))
+        )
+    async with opened(msgspec.structs.replace(options, checkpoint_bytes=1_000_000), index=Index.of(SHAPE)) as cold:
+        full = (await cold.usage()).bytes
+        assert await cold.evict(where, None) == 500
+        assert await cold.evict(where, None) == 0
+
+        assert (await cold.usage()).bytes < full / 10
 
 
 async def test_clear_empties_the_tier_for_good(options: ColdSettings) -> None:
@@ -425,6 +446,18 @@ async def test_a_damaged_side_file_costs_time_only(
     async with opened(options) as cold:
         found = await cold.get(where)
         assert all(one is not None and same(one, two) for one, two in zip(found, rows, strict=True))
+
+
+async def test_a_side_file_that_is_gone_is_made_again_at_open(options: ColdSettings) -> None:
+    """No read has to wait for DuckDB afterwards."""
+    async with opened(options) as cold:
+        where = await stored(cold, *(row(f"id-{n}", n) for n in range(300)))
+    _delete(side_files(options))
+    async with opened(options, index=Index.of(SHAPE)) as cold:
+        rows, doubtful = await cold._readers.run(cold._rows.read, where)
+
+        assert doubtful == []
+        assert None not in rows
 
 
 async def test_a_side_file_of_another_life_is_not_believed(options: ColdSettings, tmp_path: Path) -> None:
