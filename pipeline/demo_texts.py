@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 CHARACTERS_MIN = 40  # shorter docstrings say too little to be asked for
-SKIPPED = {"test", "tests", "idle_test", "site-packages", "__pycache__", "lib2to3"}
+SKIPPED = {"test", "tests", "idle_test", "site-packages", "__pycache__"}
 
 
 class Text(NamedTuple):
