@@ -81,9 +81,10 @@ async def _story(directory: Path, records: int | None, console: Console, stack: 
     """Start, publish and ask, check through the product, stop, audit, restart, check again."""
     console.print(f"[bold]Isotherm[/] demo, in {directory}\n")
     with console.status("starting Kafka and Valkey; reading and embedding the standard library's texts"):
-        reading = asyncio.create_task(asyncio.to_thread(_read, records))
-        servers = await stack.enter_async_context(Stack(directory / "stack"))
-        world, embed = await reading
+        async with asyncio.TaskGroup() as group:
+            reading = group.create_task(asyncio.to_thread(_read, records), name="read")
+            servers = await stack.enter_async_context(Stack(directory / "stack"))
+        world, embed = reading.result()
     names = ", ".join(f"{service.software} {service.version}" for service in servers.services)
     console.print(f"{names}; {len(world.texts):,} texts")
     node = NodeProcess(directory, servers)
@@ -93,13 +94,15 @@ async def _story(directory: Path, records: int | None, console: Console, stack: 
     async with MemoryProducer(settings) as producer:
         async with httpx.AsyncClient(base_url=await node.start(), timeout=30) as http:
             await _stream(world, producer, http, embed, console)
-            reserve = asyncio.create_task(trickle(world, producer))
-            await _settle(world, http, console)
-            await _time_tiers(world, http, embed)
-            with console.status("checking every record through the gateway"):
-                await _check_ids(checks, world, http, "")
-                reserve.cancel()
-                await asyncio.gather(reserve, return_exceptions=True)
+            enough = asyncio.Event()
+            async with asyncio.TaskGroup() as group:
+                group.create_task(trickle(world, producer, enough), name="trickle")
+                await _settle(world, http, console)
+                await _time_tiers(world, http, embed)
+                with console.status("checking every record through the gateway"):
+                    await _check_ids(checks, world, http, "")
+                enough.set()
+            with console.status("checking searches and the listing"):
                 await publish_last(world, producer, http)
                 await _check_searches(checks, world, http, embed, "")
         reported = await node.stop()

@@ -16,6 +16,7 @@ import numpy as np
 from pipeline.demo_texts import Text
 from producers import MemoryProducer
 from producers.decoder import Embed
+from producers.ticks import ticks
 from tiers.record import Floats
 
 SPREAD_S = 20  # event times lie up to this far back
@@ -103,12 +104,15 @@ def _content(source: Text, text: str) -> tuple[dict[str, Any], dict[str, Any]]:
     return {"text": text[:2_000]}, {"module": source.module, "kind": source.kind, "length": len(text)}
 
 
-async def trickle(world: World, producer: MemoryProducer) -> None:
-    """Go on publishing the reserve, so that the newest are hot while everything is checked."""
-    rows = range(streamed(world), len(world.texts) - LAST)
-    for at in rows:
-        await asyncio.shield(await _send_now(world, producer, at))
-        await asyncio.sleep(SETTLE_S / max(1, len(rows)))
+async def trickle(world: World, producer: MemoryProducer, stop: asyncio.Event) -> None:
+    """Go on publishing the reserve until stopped, so that the newest are hot while everything is checked."""
+    reserve = range(streamed(world), len(world.texts) - LAST)
+    rows = iter(reserve)
+    async for _ in ticks(stop, SETTLE_S * 1_000 // max(1, len(reserve))):
+        at = next(rows, None)
+        if at is None:
+            return
+        await (await _send_now(world, producer, at))
 
 
 async def publish_last(world: World, producer: MemoryProducer, http: httpx.AsyncClient) -> None:
