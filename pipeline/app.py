@@ -126,7 +126,8 @@ async def open_node(settings: Settings) -> AsyncIterator[Node]:
         publisher = await stack.enter_async_context(Publisher(settings.kafka))
         await ensure_topics(settings.kafka, topics)
         shape = record.schema(settings.dim, settings.attributes)
-        index = Index(settings.dim, settings.metric, bytes_limit=settings.index.bytes_limit)
+        attributes = shape.field("attributes").type
+        index = Index(settings.dim, settings.metric, attributes=attributes, bytes_limit=settings.index.bytes_limit)
         hot, warm, cold, glacier = await _open_tiers(stack, settings, shape, index)
         tiers: dict[TierName, Tier] = {tier.name: tier for tier in (hot, warm, cold, glacier)}
         owned = settings.owned()

@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -17,13 +18,13 @@ from pipeline.app import Node, Service, now_ms, open_node, supervise
 from pipeline.settings import Settings, load
 from producers import events
 from producers.decoder import check_vector
-from tiers import read, record
+from tiers import listing, read, record
+from tiers.deadline import Deadline
 from tiers.errors import InvalidRecord, Replaying
 from tiers.record import Floats, Row
-from tiers.tier import Query, Result, TierName
+from tiers.tier import Hit, Query, Result, TierName
 
 CLEANUP_ROWS = 10_000  # rows evicted in one job
-LIST_ROWS = 1_000  # rows fetched and yielded together when everything is listed
 
 
 class MemoryManager:
@@ -80,44 +81,57 @@ class MemoryManager:
 
         Replaying, NotYet (at_least was not reached in time), InvalidRecord.
         """
-        node = self.node
+        node, asked = self.node, Deadline(query.deadline_ms)
         self._check(query)
         if query.at_least is not None:
             positions, epoch = events.decode_token(query.at_least)
             if epoch != node.manifest.epoch:
                 raise InvalidRecord("token", "at_least was given for another log")
-            timeout_ms = query.deadline_ms or node.settings.gateway.at_least_timeout_ms
-            await node.ingest.wait(positions, timeout_ms / 1000)
-        if node.replaying():
-            raise Replaying(f"partitions {node.replaying()} are replaying the log; ask again soon")
+            limit_s = node.settings.gateway.at_least_timeout_ms / 1000
+            await node.ingest.wait(positions, limit_s if asked.left_s is None else min(limit_s, asked.left_s))
+        self._ready()
+        left_ms = asked.left_s * 1000 if asked.left_s is not None else node.settings.gateway.deadline_ms
+        query = replace(query, deadline_ms=left_ms)
         result = await read.retrieve(node.index, node.tiers, query, node.search_pool)
         result.freshness = self.freshness()
         node.access.note(result.hits)
         return result
 
     def _check(self, query: Query) -> None:
+        limits = self.node.settings.gateway
         if query.vector is not None:
             check_vector(np.asarray(query.vector, np.float32), self.node.settings.dim)
-            if not 1 <= query.k <= self.node.settings.gateway.k_max:
-                raise InvalidRecord("k", f"k is 1 to {self.node.settings.gateway.k_max}")
+        for name, value, most in (("k", query.k, limits.k_max), ("limit", query.limit, limits.records_max)):
+            if not 1 <= value <= most:
+                raise InvalidRecord(name, f"{name} is 1 to {most}")
+        if query.ids is not None and len(query.ids) > limits.records_max:
+            raise InvalidRecord("ids", f"at most {limits.records_max} ids at once")
+        if query.deadline_ms is not None and not 0 < query.deadline_ms <= limits.deadline_ms:
+            raise InvalidRecord("deadline_ms", f"more than 0 and at most {limits.deadline_ms:g} ms")
+        if not query.tiers:
+            raise InvalidRecord("tiers", "name at least one tier")
 
-    async def retrieve_all(self) -> AsyncIterator[pa.RecordBatch]:
-        """Yield every live record, each at its newest version at some moment of the listing, an id once."""
-        node = self.node
-        if node.replaying():
-            raise Replaying(f"partitions {node.replaying()} are replaying the log; ask again soon")
-        shape = record.schema(node.settings.dim, node.settings.attributes)
-        ids = [
-            segment.ids[row]
-            for segment in node.index.segments()
-            for row in np.flatnonzero(segment.alive[: segment.count] & ~segment.deleted[: segment.count]).tolist()
-        ]
-        for start in range(0, len(ids), LIST_ROWS):
-            missed: set[str] = set()
-            found = await read.resolve(node.index, node.tiers, ids[start : start + LIST_ROWS], missed)
-            if missed:
-                raise Replaying(f"tiers {sorted(missed)} did not answer; the listing cannot be complete")
-            yield record.to_batch([row for row, _ in found.values()], shape)
+    def _ready(self) -> None:
+        if self.node.replaying():
+            raise Replaying(f"partitions {self.node.replaying()} are replaying the log; ask again soon")
+
+    async def retrieve_all(self, query: Query | None = None) -> AsyncIterator[pa.RecordBatch]:
+        """Yield every live record that meets the criteria of `query`, as `pages` does, in batches of records."""
+        shape = record.schema(self.node.settings.dim, self.node.settings.attributes)
+        async for hits in self.pages(query if query is not None else Query()):
+            yield record.to_batch([hit.row for hit in hits], shape)
+
+    async def pages(self, query: Query) -> AsyncIterator[Sequence[Hit]]:
+        """Yield every live record that meets the criteria of `query`, in the order of ids, an id once.
+
+        Each at its newest version at some moment of the listing. TierUnavailable when a tier does not answer.
+        """
+        self._check(query)
+        self._ready()
+        async for hits in listing.everything(
+            read.Reading(self.node.index, self.node.tiers, query, self.node.search_pool)
+        ):
+            yield hits
 
     async def clear(self, tier: str | TierName) -> int:
         """Delete every record whose home is this tier, for good; returns how many."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import msgspec
@@ -35,6 +36,16 @@ def problem(status: int, kind: str, detail: str, **more: Any) -> Response:
     body = {"type": f"urn:isotherm:{kind}", "title": kind.replace("-", " "), "status": status, "detail": detail, **more}
     headers = {"Retry-After": "1"} if status == 503 else None
     return Response(msgspec.json.encode(body), status, headers, MEDIA_TYPE)
+
+
+def unreadable(error: Exception) -> InvalidRecord:
+    """Return the error for a body or parameters that are not what a route takes; it names the field if it can."""
+    reason, _, path = str(error).partition(" - at `$")
+    unknown = re.fullmatch(r"Object contains unknown field `(.*)`", reason)
+    field = path.rstrip("`").lstrip(".") or "body"
+    if unknown:
+        field = unknown[1] if field == "body" else f"{field}.{unknown[1]}"
+    return InvalidRecord(field, f"{field}: {reason[:1].lower()}{reason[1:]}")
 
 
 async def on_error(_: Request, error: Exception) -> Response:

@@ -53,7 +53,11 @@ class NodeSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
 
 class GatewaySettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Without API keys (they come later) only a loopback `host` is accepted."""
+    """Without API keys (they come later) only a loopback `host` is accepted.
+
+    `records_max` bounds what one request publishes, lists or looks up; `queries_max` the searches in one request;
+    `deadline_ms` every read.
+    """
 
     host: str = "127.0.0.1"
     port: int = 8080
@@ -62,6 +66,8 @@ class GatewaySettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     k_max: int = 1_000
     streams_max: int = 32
     at_least_timeout_ms: int = 5_000
+    deadline_ms: float = 10_000.0
+    queries_max: int = 32
 
 
 class LogSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -204,13 +204,17 @@ class HotMemory:
         ]
         return Snapshot(self._begun, slabs, self._alive & ~self._deleted)
 
-    async def scan(self, snapshot: Snapshot, query: Floats, k: int) -> tuple[list[tuple[float, str]], int]:
-        """Return up to k (score without the query's factor, id), best first, and the rows scanned."""
+    async def scan(
+        self, snapshot: Snapshot, query: Floats, k: int, only: Int64s | None = None
+    ) -> list[tuple[float, str]]:
+        """Return up to k (score without the query's factor, id), best first; `only` these slots if given."""
         ranges = [(n * self._rows, n * self._rows + slab.fill) for n, slab in snapshot.slabs]
+        alive = snapshot.alive
+        if only is not None:
+            alive = np.zeros(len(alive), bool)
+            alive[only] = snapshot.alive[only]
         try:
-            rows, values = await self._thread.run(
-                self.device.best, self._vectors, self._scale, ranges, snapshot.alive, query, k
-            )
+            rows, values = await self._thread.run(self.device.best, self._vectors, self._scale, ranges, alive, query, k)
         finally:
             self.release(snapshot)
         slabs = dict(snapshot.slabs)
@@ -218,7 +222,7 @@ class HotMemory:
         for row, value in zip(rows.tolist(), values.tolist(), strict=True):
             batch, at = slabs[row // self._rows].find(row % self._rows)
             found.append((value, batch["id"][at].as_py()))
-        return found, int(snapshot.alive.sum())
+        return found
 
     def release(self, snapshot: Snapshot) -> None:
         """Say that no scan of this snapshot begins any more; again does nothing."""

@@ -15,30 +15,38 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from tiers import record, score
+from tiers.facts import facts_of
 from tiers.queue import Queue
 from tiers.record import Floats, Int64s
-from tiers.segment import COLUMNS, NO_COPY, SEGMENT_ROWS, Entry, Scan, Segment
+from tiers.segment import COLUMNS, NO_COPY, SEGMENT_ROWS, Entry, Segment, View
 from tiers.tier import NO_SLOT, Location, TierName
 
 REWRITE_BELOW = 0.25  # a full segment with fewer live rows than this is rewritten to the tail
 
 
 class Index:
-    """Id to (version, home, slot, times, heat, code). `metric` is "cosine" or "dot"; `dim` floats a vector."""
+    """Id to (version, home, slot, times, heat, code). `metric` is "cosine" or "dot"; `dim` floats a vector.
 
-    def __init__(self, dim: int, metric: str = "cosine", *, bytes_limit: int = 0) -> None:
+    `attributes` are those that filters may name.
+    """
+
+    def __init__(
+        self, dim: int, metric: str = "cosine", *, attributes: pa.StructType | None = None, bytes_limit: int = 0
+    ) -> None:
         self.dim, self.metric, self.bytes_limit = dim, metric, bytes_limit
+        self.attributes: pa.StructType = attributes if attributes is not None else pa.struct([])
         self.queue = Queue()
-        self._segments: dict[int, Segment] = {0: Segment(dim)}
+        self._segments: dict[int, Segment] = {0: Segment(dim, self.attributes)}
         self._tail = 0
         self._entry: dict[str, int] = {}
+        self._namespaces: dict[str, int] = {}
         self._rows = np.zeros(len(TierName), np.int64)
         self._coded = 0
 
     @classmethod
     def of(cls, shape: pa.Schema, metric: str = "cosine") -> Index:
         """Return an empty index for batches of schema `shape`."""
-        return cls(shape.field("vector").type.list_size, metric)
+        return cls(shape.field("vector").type.list_size, metric, attributes=shape.field("attributes").type)
 
     def __len__(self) -> int:
         return len(self._entry)
@@ -90,19 +98,17 @@ class Index:
             out += np.bincount(flat, minlength=out.size).reshape(out.shape)
         return out
 
-    def scans(self, tiers: Iterable[TierName]) -> tuple[list[Scan], int]:
-        """Return what a search over these homes reads (all segments in one loop step), and the rows it cannot see.
-
-        Hot rows are not counted: hot scans its own.
-        """
+    def views(
+        self, tiers: Iterable[TierName], namespaces: Iterable[str] | None = None, *, facts: bool = False
+    ) -> list[View]:
+        """Return what a read of these homes looks at, all segments in one loop step; `facts` for criteria."""
         wanted = np.zeros(len(TierName), bool)
-        wanted[[tier for tier in tiers if tier != TierName.HOT]] = True
-        found = [scan for segment in self._segments.values() if (scan := segment.scan(wanted))]
-        below = sum(
-            int((s.alive[: s.count] & ~s.deleted[: s.count] & wanted[s.home[: s.count]]).sum())
-            for s in self._segments.values()
-        )
-        return found, below - sum(int(scan.mask.sum()) for scan in found)
+        wanted[list(tiers)] = True
+        known = None
+        if namespaces is not None:
+            known = np.array([self._namespaces[n] for n in namespaces if n in self._namespaces], np.int32)
+        found = (segment.view(wanted, known, facts=facts) for segment in self._segments.values())
+        return [view for view in found if view is not None]
 
     def segments(self) -> list[Segment]:
         """Return the segments in arrival order, for columnar readers on the loop (age, listing)."""
@@ -130,6 +136,7 @@ class Index:
         columns: dict[str, npt.NDArray[Any]] = {
             "version": versions,
             "partition": np.asarray(partition),
+            "namespace": self._namespaces_of(ids),
             "home": np.full(len(ids), tier),
             "slot": slots,
             "copy": np.full(len(ids), NO_COPY),
@@ -141,7 +148,7 @@ class Index:
             "heat_at": born,
             "deleted": deleted,
         }
-        numbers = self._append(ids, columns)
+        numbers = self._append(ids, columns, facts_of(batch, self._segments[self._tail].facts.schema))
         self._entry.update(zip(ids, numbers.tolist(), strict=True))
         self._rows[tier] += len(ids)
         if tier != TierName.HOT:
@@ -243,17 +250,22 @@ class Index:
             rows.append((TierName.HOT, Location(entry.id, entry.version, entry.partition, entry.copy)))
         return rows
 
-    def _append(self, ids: list[str], columns: dict[str, npt.NDArray[Any]]) -> Int64s:
+    def _namespaces_of(self, ids: list[str]) -> npt.NDArray[np.int32]:
+        """Return the number of each id's namespace; a new one gets the next."""
+        known = self._namespaces
+        return np.array([known.setdefault(record.namespace(i), len(known)) for i in ids], np.int32)
+
+    def _append(self, ids: list[str], columns: dict[str, npt.NDArray[Any]], facts: pa.RecordBatch) -> Int64s:
         numbers = np.empty(len(ids), np.int64)
         done = 0
         while done < len(ids):
             segment = self._segments[self._tail]
             if not segment.room:
                 self._tail += 1
-                segment = self._segments[self._tail] = Segment(self.dim)
+                segment = self._segments[self._tail] = Segment(self.dim, self.attributes)
             step = min(segment.room, len(ids) - done)
             part = {name: values[done : done + step] for name, values in columns.items()}
-            first = segment.append(ids[done : done + step], part)
+            first = segment.append(ids[done : done + step], part, facts.slice(done, step))
             numbers[done : done + step] = self._tail * SEGMENT_ROWS + first + np.arange(step)
             done += step
         return numbers
@@ -287,7 +299,7 @@ class Index:
                 continue
             columns = {name: getattr(old, name)[live] for name in COLUMNS if name not in ("alive", "coded")}
             ids = [old.ids[row] for row in live.tolist()]
-            numbers = self._append(ids, columns)
+            numbers = self._append(ids, columns, old.facts.take(live))
             coded = old.coded[live]
             self._coded -= int(coded.sum())
             if old.codes is not None:
@@ -298,4 +310,4 @@ class Index:
         return 0
 
 
-__all__ = ["NO_SLOT", "Entry", "Index", "Scan"]
+__all__ = ["NO_SLOT", "Entry", "Index", "View"]

@@ -1,6 +1,7 @@
 """How a read finds its rows: look in the index, fetch where it says, look again if the row has moved (R6).
 
-A row fetched at the version that the index showed at some moment of the read is right, whatever happened since.
+A row fetched at the version that the index showed at some moment of the read is right, whatever happened since. What a
+tier did not answer by the deadline is named in the answer (R7).
 """
 
 from __future__ import annotations
@@ -8,148 +9,100 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Mapping, Sequence
-from typing import Protocol, cast
 
-import numpy as np
-
-from tiers import score
+from tiers import listing, search
+from tiers.criteria import Criteria
+from tiers.deadline import Deadline
 from tiers.errors import TierUnavailable
-from tiers.index import Index, Scan
-from tiers.record import Floats, Row
+from tiers.index import Index
+from tiers.record import Row
 from tiers.tier import Hit, Location, Query, Result, Tier, TierName
 from tiers.worker import SerialExecutor
 
 LOOKS_MAX = 16  # a row that moves more often than this during one read is an error, not bad luck
-MARGIN = 32  # candidates fetched beyond k: some may be deleted or get a lower score meanwhile
 
 
-class Scans(Protocol):
-    """Hot's own ability: scan a snapshot of its rows. Until `release` a snapshot keeps freed room from being used."""
+class Reading:
+    """One read under way: where it may look, until when, and what did not answer."""
 
-    def snapshot(self) -> object:
-        """Copy what a scan needs, in this loop step."""
+    def __init__(
+        self, index: Index, tiers: Mapping[TierName, Tier], query: Query, pool: SerialExecutor | None = None
+    ) -> None:
+        self.index, self.query, self.pool = index, query, pool
+        self.tiers = {name: tier for name, tier in tiers.items() if name in query.tiers}
+        self.criteria = Criteria.of(query, index.attributes)
+        self.deadline = Deadline(query.deadline_ms)
+        self.missed: set[TierName] = set()
+        self.took_ms = dict.fromkeys(self.tiers, 0.0)
 
-    def release(self, snapshot: object) -> None:
-        """Let go of a snapshot, scanned or not; again does nothing."""
+    async def resolve(self, ids: Sequence[str]) -> dict[str, tuple[Row, TierName]]:
+        """Return the newest row of each id that is at home in these tiers and meets the criteria."""
+        found: dict[str, tuple[Row, TierName]] = {}
+        wanted = list(dict.fromkeys(ids))
+        for _ in range(LOOKS_MAX):
+            by_tier = self._places(wanted)
+            if not by_tier:
+                return self._meeting(found)
+            answers = await asyncio.gather(*(self._get(name, places) for name, places in by_tier.items()))
+            wanted = []
+            for (name, places), rows in zip(by_tier.items(), answers, strict=True):
+                for where, row in zip(places, rows or (), strict=rows is not None):
+                    if row is None:
+                        wanted.append(where.id)
+                    else:
+                        found[where.id] = (row, name)
+        raise TierUnavailable(f"{wanted[0]!r} moved {LOOKS_MAX} times during one read; ask again")
 
-    async def scan(self, snapshot: object, query: Floats, k: int) -> tuple[list[tuple[float, str]], int]:
-        """Return up to k (score, id), best first, and the rows scanned."""
-
-
-async def resolve(
-    index: Index, tiers: Mapping[TierName, Tier], ids: Sequence[str], missed: set[str]
-) -> dict[str, tuple[Row, TierName]]:
-    """Return the newest row of each id at home in these tiers; tiers that did not answer are named in `missed`."""
-    found: dict[str, tuple[Row, TierName]] = {}
-    wanted = list(dict.fromkeys(ids))
-    for _ in range(LOOKS_MAX):
+    def _places(self, ids: Sequence[str]) -> dict[TierName, list[Location]]:
+        """Return where the index says that these ids are, by tier; deleted and unknown ones left out."""
         by_tier: dict[TierName, list[Location]] = {}
-        for identifier in wanted:
-            entry = index.find(identifier)
-            if entry is None or entry.deleted or TierName(entry.home) not in tiers:
+        for identifier in ids:
+            entry = self.index.find(identifier)
+            if entry is None or entry.deleted or TierName(entry.home) not in self.tiers:
                 continue
             where = Location(entry.id, entry.version, entry.partition, entry.slot)
             by_tier.setdefault(TierName(entry.home), []).append(where)
-        if not by_tier:
+        return by_tier
+
+    async def _get(self, name: TierName, locations: list[Location]) -> list[Row | None] | None:
+        """Return what the tier says, None when it does not in time."""
+        began = time.perf_counter()
+        try:
+            async with asyncio.timeout(self.deadline.left_s):
+                return await self.tiers[name].get(locations)
+        except (TierUnavailable, TimeoutError):
+            self.missed.add(name)
+            return None
+        finally:
+            self.took_ms[name] += (time.perf_counter() - began) * 1000
+
+    def _meeting(self, found: dict[str, tuple[Row, TierName]]) -> dict[str, tuple[Row, TierName]]:
+        """Return what still meets the criteria: a row may have been updated since the index was asked."""
+        if self.criteria is None:
             return found
-        names = list(by_tier)
-        answers = await asyncio.gather(*(_get(tiers[name], by_tier[name], missed) for name in names))
-        wanted = []
-        for name, rows in zip(names, answers, strict=True):
-            for where, row in zip(by_tier[name], rows or (), strict=rows is not None):
-                if row is None:
-                    wanted.append(where.id)
-                else:
-                    found[where.id] = (row, name)
-    raise TierUnavailable(f"{wanted[0]!r} moved {LOOKS_MAX} times during one read; ask again")
-
-
-async def _get(tier: Tier, locations: list[Location], missed: set[str]) -> list[Row | None] | None:
-    try:
-        return await tier.get(locations)
-    except TierUnavailable:
-        missed.add(tier.name.word)
-        return None
+        passing = self.criteria.passing([row for row, _ in found.values()], self.index.attributes)
+        return {row.id: found[row.id] for row in passing}
 
 
 async def retrieve(
     index: Index, tiers: Mapping[TierName, Tier], query: Query, pool: SerialExecutor | None = None
 ) -> Result:
-    """Answer a query over these tiers: by ids in the order asked, or the k nearest, nearest first."""
+    """Answer a query over these tiers: by ids in the order asked, the k nearest, or a page of those that meet it."""
     began = time.perf_counter()
-    chosen = {name: tier for name, tier in tiers.items() if name in query.tiers}
+    reading = Reading(index, tiers, query, pool)
     if query.vector is not None:
-        result = await _search(index, chosen, query, query.vector, pool)
+        result = await search.nearest(reading, query.vector)
+    elif query.ids is not None:
+        result = await _by_id(reading, list(dict.fromkeys(query.ids)))
     else:
-        missed: set[str] = set()
-        rows = await resolve(index, chosen, query.ids or (), missed)
-        hits = [Hit(*rows[identifier]) for identifier in dict.fromkeys(query.ids or ()) if identifier in rows]
-        result = Result(hits, complete=not missed, missed=sorted(missed))
+        result = await listing.page(reading)
+    result.missed = sorted(name.word for name in reading.missed)
+    result.complete = not reading.missed
     result.took_ms = (time.perf_counter() - began) * 1000
     return result
 
 
-async def _search(
-    index: Index, tiers: Mapping[TierName, Tier], query: Query, vector: Floats, pool: SerialExecutor | None
-) -> Result:
-    began = time.perf_counter()
-    count = query.k + MARGIN
-    hot = cast(Scans, tiers[TierName.HOT]) if TierName.HOT in tiers else None
-    snapshot = hot.snapshot() if hot else None  # no await between this and the next line: one moment
-    scans, unseen = index.scans(tiers)
-    below = _scan_in(pool, scans, vector, count)
-    if hot:
-        try:
-            (candidates, hot_rows), (lower, by_tier) = await asyncio.gather(hot.scan(snapshot, vector, count), below)
-        finally:
-            hot.release(snapshot)  # given up before the scan began, nobody else does
-        candidates = candidates + lower
-        by_tier[TierName.HOT] = hot_rows
-    else:
-        candidates, by_tier = await below
-    scanned_ms = (time.perf_counter() - began) * 1000
-    candidates.sort(key=lambda pair: (-pair[0], pair[1]))
-    missed: set[str] = set()
-    rows = await resolve(index, tiers, [identifier for _, identifier in candidates[:count]], missed)
-    if unseen:
-        missed.add(TierName.GLACIER.word)
-    return Result(
-        hits=rank(rows, vector, query.k, index.metric),
-        complete=not missed,
-        missed=sorted(missed),
-        searched={name.word: {"rows": rows_, "took_ms": round(scanned_ms, 3)} for name, rows_ in by_tier.items()},
-        scanned=sum(by_tier.values()),
-        of=sum(by_tier.values()) + unseen,
-    )
-
-
-def rank(rows: Mapping[str, tuple[Row, TierName]], vector: Floats, k: int, metric: str) -> list[Hit]:
-    """Score the rows exactly and return the k best, ties by id. Pure."""
-    alive = [(row, tier) for row, tier in rows.values() if row.vector is not None]
-    if not alive:
-        return []
-    values = score.scores(vector, np.stack([cast(Floats, row.vector) for row, _ in alive]), metric)
-    order = sorted(range(len(alive)), key=lambda at: (-float(values[at]), alive[at][0].id))
-    return [Hit(*alive[at], score=float(values[at])) for at in order[:k]]
-
-
-async def _scan_in(
-    pool: SerialExecutor | None, scans: list[Scan], vector: Floats, k: int
-) -> tuple[list[tuple[float, str]], dict[TierName, int]]:
-    """Scan the segments, on a search thread if there is one."""
-    if pool is None or not scans:
-        return _scan(scans, vector, k)
-    return await pool.run(_scan, scans, vector, k)
-
-
-def _scan(scans: list[Scan], vector: Floats, k: int) -> tuple[list[tuple[float, str]], dict[TierName, int]]:
-    """Return the k best (approximate score, id) of all segments, and the rows scanned by home tier."""
-    found: list[tuple[float, str]] = []
-    rows = np.zeros(len(TierName), np.int64)
-    for scan in scans:
-        values = np.vecdot(scan.codes, vector) * scan.scale
-        best = score.top(values, scan.mask, k)
-        found += [(float(values[row]), scan.segment.ids[row]) for row in best.tolist()]
-        rows += np.bincount(scan.segment.home[: len(scan.mask)][scan.mask], minlength=len(TierName))
-    found.sort(key=lambda pair: (-pair[0], pair[1]))
-    return found[:k], {name: int(rows[name]) for name in TierName if rows[name]}
+async def _by_id(reading: Reading, ids: Sequence[str]) -> Result:
+    rows = await reading.resolve(ids)
+    hits = [Hit(*rows[identifier]) for identifier in ids if identifier in rows]
+    return Result(hits, scanned=len(ids), of=len(ids))

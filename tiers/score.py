@@ -28,6 +28,26 @@ def scores(query: Floats, vectors: Floats, metric: str) -> Floats:
     return np.asarray(np.vecdot(vectors, query) * scales(vectors, metric) * query_scale, np.float32)
 
 
+SPARSE = 8  # where fewer than one row in so many is wanted, gathering them reads less than scanning all
+
+
+def nearest(
+    matrix: Floats, scale: Floats, mask: npt.NDArray[np.bool_], query: Floats, k: int
+) -> tuple[npt.NDArray[np.intp], Floats]:
+    """Return (rows, values) of the k best of float32[rows, dim] where `mask`, best first; values lack the query's own.
+
+    One thread reads at memory bandwidth with np.vecdot, 2.2 times OpenBLAS's gemv (measurements, §2b).
+    """
+    rows = np.flatnonzero(mask)
+    if len(rows) * SPARSE < len(mask):
+        values = np.vecdot(matrix[rows], query) * scale[rows]
+        at = top(values, np.ones(len(rows), bool), k)
+        return rows[at], values[at]
+    values = np.vecdot(matrix, query) * scale
+    at = top(values, mask, k)
+    return at, values[at]
+
+
 def top(values: Floats, mask: npt.NDArray[np.bool_], k: int) -> npt.NDArray[np.intp]:
     """Return the positions of the k highest `values` where `mask`, highest first, ties by position.
 

@@ -10,8 +10,11 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 
+from tiers.facts import Facts
 from tiers.record import Floats, Int64s
+from tiers.tier import TierName
 
 SEGMENT_ROWS = 65_536
 NO_COPY = -1
@@ -20,6 +23,7 @@ NO_COPY = -1
 COLUMNS: dict[str, npt.DTypeLike] = {
     "version": np.int64,
     "partition": np.int32,
+    "namespace": np.int32,  # its number in the index
     "home": np.int8,  # TierName
     "slot": np.int64,  # in the home tier
     "copy": np.int64,  # slot of the promoted copy in hot, or NO_COPY
@@ -49,13 +53,31 @@ class Entry(NamedTuple):
     deleted: bool
 
 
-class Scan(NamedTuple):
-    """What a search reads of one segment: immutable arrays and a copied bitmap."""
+class View(NamedTuple):
+    """One segment as a reader sees it at one moment: copied bitmap and homes, and arrays that only grow beyond it.
 
-    segment: Segment
+    `mask` are the live records in the tiers and namespaces asked for. `hot` are the rows of them at home in hot, and
+    `hot_slots` where; both only when facts were asked for.
+    """
+
+    ids: list[str]
     mask: npt.NDArray[np.bool_]
-    codes: Floats
+    home: npt.NDArray[np.int8]
+    coded: npt.NDArray[np.bool_]
+    codes: Floats | None
     scale: Floats
+    event_time: Int64s
+    facts: pa.Table | None
+    hot: npt.NDArray[np.intp]
+    hot_slots: Int64s
+
+    def below(self, mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+        """Return which of these rows a scan of codes sees: outside hot (which scans its own), and with a code."""
+        return np.asarray(mask & self.coded & (self.home != TierName.HOT))
+
+    def blind(self, mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+        """Return which of these rows no scan sees: outside hot, their codes dropped at the index's limit."""
+        return np.asarray(mask & ~self.coded & (self.home != TierName.HOT))
 
 
 class Segment:
@@ -63,6 +85,7 @@ class Segment:
 
     version: Int64s
     partition: npt.NDArray[np.int32]
+    namespace: npt.NDArray[np.int32]
     home: npt.NDArray[np.int8]
     slot: Int64s
     copy: Int64s
@@ -78,8 +101,9 @@ class Segment:
     coded: npt.NDArray[np.bool_]
     scale: Floats
 
-    def __init__(self, dim: int) -> None:
+    def __init__(self, dim: int, attributes: pa.StructType) -> None:
         self.dim = dim
+        self.facts = Facts(attributes)
         self.count = 0
         self.ids: list[str] = []
         self.codes: Floats | None = None
@@ -91,13 +115,14 @@ class Segment:
         """Rows that still fit."""
         return SEGMENT_ROWS - self.count
 
-    def append(self, ids: list[str], columns: dict[str, npt.NDArray[np.generic]]) -> int:
+    def append(self, ids: list[str], columns: dict[str, npt.NDArray[np.generic]], facts: pa.RecordBatch) -> int:
         """Append rows; a column not given is zero. Returns the number of the first."""
         assert len(ids) <= self.room
         start, end = self.count, self.count + len(ids)
         for name, values in columns.items():
             getattr(self, name)[start:end] = values
         self.ids.extend(ids)
+        self.facts.append(facts)
         self.alive[start:end] = True
         self.count = end
         return start
@@ -124,10 +149,27 @@ class Segment:
         self.scale[rows] = scale
         self.coded[rows] = True
 
-    def scan(self, tiers: npt.NDArray[np.bool_]) -> Scan | None:
-        """Return what a search of the homes flagged in `tiers` (bool[4]) reads here, or None."""
-        if self.codes is None:
-            return None
+    def view(
+        self, tiers: npt.NDArray[np.bool_], namespaces: npt.NDArray[np.int32] | None, *, facts: bool
+    ) -> View | None:
+        """Return what is to be read here of homes flagged in `tiers` (bool[4]), or None; `facts` for a filter."""
         n = self.count
-        mask = self.alive[:n] & ~self.deleted[:n] & self.coded[:n] & tiers[self.home[:n]]
-        return Scan(self, mask, self.codes[:n], self.scale[:n]) if mask.any() else None
+        home = self.home[:n].copy()
+        mask = self.alive[:n] & ~self.deleted[:n] & tiers[home]
+        if namespaces is not None:
+            mask &= np.isin(self.namespace[:n], namespaces)
+        if not mask.any():
+            return None
+        hot = np.flatnonzero(mask & (home == TierName.HOT)) if facts else np.zeros(0, np.intp)
+        return View(
+            ids=self.ids,
+            mask=mask,
+            home=home,
+            coded=self.coded[:n].copy(),
+            codes=self.codes,
+            scale=self.scale,
+            event_time=self.event_time[:n],
+            facts=self.facts.table() if facts else None,
+            hot=hot,
+            hot_slots=self.slot[hot],
+        )

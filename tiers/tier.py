@@ -60,11 +60,21 @@ class Receipt:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Query:
-    """What to retrieve: by `ids`, or the `k` nearest to `vector`."""
+    """What to retrieve: by `ids`, the `k` nearest to `vector`, or else every record that meets the criteria, by id.
+
+    The criteria are `filter` (SQL over id, event_time and attributes), the range of event time [from, to) in ms since
+    1970, and `namespaces`; they and `tiers` hold for all three kinds. A listing comes in pages of `limit`; `cursor`
+    goes on after the last one. `deadline_ms` bounds the answer: what was not reached by then is named in it.
+    """
 
     ids: Sequence[str] | None = None
     vector: Floats | None = None
     k: int = 10
+    filter: str | None = None
+    time_from_ms: int | None = None
+    time_to_ms: int | None = None
+    limit: int = 100
+    cursor: str | None = None
     tiers: frozenset[TierName] = frozenset(TierName)
     namespaces: frozenset[str] | None = None
     deadline_ms: float | None = None
@@ -92,6 +102,7 @@ class Result:
     of: int = 0
     freshness: dict[str, Any] = field(default_factory=dict)
     took_ms: float = 0.0
+    cursor: str | None = None  # of a listing: where the next page begins; None on the last
 
 
 @dataclass(frozen=True, slots=True)

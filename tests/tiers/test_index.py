@@ -19,7 +19,7 @@ from tests.tiers.rows import DIM, SHAPE, batch, row, vector_of
 from tiers import record
 from tiers.index import Index
 from tiers.rebuild import load
-from tiers.segment import NO_COPY
+from tiers.segment import NO_COPY, View
 from tiers.tier import NO_SLOT, Location, TierName
 
 pytestmark = pytest.mark.unit
@@ -157,18 +157,19 @@ class IndexMachine(RuleBasedStateMachine):
 
     def agrees_to_a_search(self) -> None:
         """A scan sees exactly the live rows below hot, each with its own vector; none stays unseen."""
-        scans, unseen = self.index.scans(TierName)
-        seen = {
-            scan.segment.ids[at]: scan.codes[at].tolist() for scan in scans for at in np.flatnonzero(scan.mask).tolist()
-        }
+        seen = dict(pair for view in self.index.views(TierName) for pair in scannable(view))
         below = {name: home for name, home in self.homes.items() if home[1] != TierName.HOT and not home[3]}
         assert {name: vector_of(name, home[0]).tolist() for name, home in below.items()} == seen
-        assert unseen == 0
-        assert len(below) == sum(int(scan.mask.sum()) for scan in scans)
+        assert not any(view.blind(view.mask).any() for view in self.index.views(TierName))
 
 
 IndexMachine.TestCase.settings = settings(max_examples=40, stateful_step_count=40, deadline=None)
 TestIndexMachine = IndexMachine.TestCase
+
+
+def scannable(view: View) -> list[tuple[str, list[float]]]:
+    """Return the ids and codes that a search would read of a segment."""
+    return [(view.ids[at], view.codes[at].tolist()) for at in np.flatnonzero(view.below(view.mask)).tolist()]
 
 
 # -- single facts --------------------------------------------------------------------------------------------------
@@ -246,15 +247,15 @@ def test_a_scan_that_has_begun_sees_what_it_saw():
     index = Index.of(SHAPE)
     for at in range(SMALL):
         put(index, TierName.COLD, row(f"id-{at}", at + 1), slots=[at])
-    (scan, *_), _ = index.scans(TierName)
-    before = scan.codes[np.flatnonzero(scan.mask)].tolist()
+    (view, *_) = index.views(TierName)
+    before = scannable(view)
     for at in range(SMALL):
         put(index, TierName.COLD, row(f"id-{at}", at + 100), slots=[at + 100])
     while index.compact():
         pass
 
-    assert before == scan.codes[np.flatnonzero(scan.mask)].tolist()
-    assert int(scan.mask.sum()) == SMALL
+    assert before == scannable(view)
+    assert int(view.mask.sum()) == SMALL
 
 
 def test_at_its_limit_the_index_drops_codes_of_glacier_and_says_so():
@@ -262,10 +263,10 @@ def test_at_its_limit_the_index_drops_codes_of_glacier_and_says_so():
     index = Index(DIM, bytes_limit=2 * 4 * DIM)
     put(index, TierName.GLACIER, row("a", 1), row("b", 2), slots=[0, 1])
     put(index, TierName.COLD, row("c", 3), slots=[0])
-    scans, unseen = index.scans(TierName)
+    (view,) = index.views(TierName)
 
-    assert unseen == 2
-    assert [scan.segment.ids[at] for scan in scans for at in np.flatnonzero(scan.mask).tolist()] == ["c"]
+    assert int(view.blind(view.mask).sum()) == 2
+    assert [identifier for identifier, _ in scannable(view)] == ["c"]
     assert index.find("a").home == TierName.GLACIER
 
 
@@ -380,6 +381,6 @@ async def test_a_rebuilt_index_searches_what_it_loaded():
     index, _ = await rebuilt(
         [Listed(TierName.WARM, [(one, NO_SLOT), (other, NO_SLOT)], 5), Listed(TierName.COLD, [(one, 9)], 5)]
     )
-    scans, unseen = index.scans(TierName)
+    (view,) = index.views(TierName)
 
-    assert (sum(int(scan.mask.sum()) for scan in scans), unseen) == (2, 0)
+    assert (2, 0) == (len(scannable(view)), int(view.blind(view.mask).sum()))

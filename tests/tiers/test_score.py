@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tiers import read, score
+from tiers import score, search
 from tiers.record import Row
 from tiers.tier import TierName
 
@@ -101,7 +101,7 @@ def test_rank_breaks_ties_by_id_wherever_the_records_lie():
     """Equal scores are ordered by id, whatever their tier and the order they were fetched in."""
     vector = np.array([1, 0], np.float32)
     rows = {name: (Row(name, 1, 0, None, vector, b""), tier) for name, tier in zip("cab", TierName, strict=False)}
-    found = read.rank(rows, vector, 2, "cosine")
+    found = search.rank(rows, vector, 2, "cosine")
 
     assert [(hit.row.id, hit.score) for hit in found] == [("a", 1.0), ("b", 1.0)]
 
@@ -110,4 +110,4 @@ def test_rank_leaves_out_what_has_no_vector():
     """A tombstone is no hit."""
     gone = Row("a", 1, 0, None, None, b"", {}, deleted=True)
 
-    assert read.rank({"a": (gone, TierName.HOT)}, np.array([1, 0], np.float32), 1, "cosine") == []
+    assert search.rank({"a": (gone, TierName.HOT)}, np.array([1, 0], np.float32), 1, "cosine") == []
