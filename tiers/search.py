@@ -27,6 +27,7 @@ from tiers.tier import Hit, Result, TierName
 if TYPE_CHECKING:
     from tiers.read import Reading
 
+LOOKS_MAX = 4
 MARGIN = 32  # candidates fetched beyond k: some may be deleted or get a lower score meanwhile
 
 NO_SLOTS = np.zeros(0, np.int64)
@@ -57,7 +58,19 @@ class Part(NamedTuple):
 
 
 async def nearest(reading: Reading, vector: Floats) -> Result:
-    """Return the k nearest to `vector` that meet the criteria, nearest first, ties by id."""
+    """Return the k nearest to `vector` that meet the criteria, nearest first, ties by id.
+
+    Where so many candidates were deleted while they were fetched that fewer than k are left, it looks again.
+    """
+    for _ in range(LOOKS_MAX - 1):
+        result, wanted = await _once(reading, vector)
+        if len(result.hits) >= min(reading.query.k, wanted) or reading.missed or reading.deadline.passed:
+            return result
+    return (await _once(reading, vector))[0]
+
+
+async def _once(reading: Reading, vector: Floats) -> tuple[Result, int]:
+    """Return the answer of one look, and how many records met the criteria when it began."""
     hot = cast(Scans, reading.tiers[TierName.HOT]) if TierName.HOT in reading.tiers else None
     snapshot = hot.snapshot() if hot else None  # no await between this and the next line: one moment
     views = reading.index.views(reading.tiers, reading.query.namespaces, facts=reading.criteria is not None)
@@ -75,12 +88,13 @@ async def nearest(reading: Reading, vector: Floats) -> Result:
     live = sum((_by_tier(view, view.mask) for view in views), np.zeros(len(TierName), np.int64))
     seen = _seen(parts[: len(below)], hot_done)
     reading.missed.update(name for name in reading.tiers if seen[name] < live[name])
-    return Result(
+    result = Result(
         hits=hits,
         searched={n.word: {"rows": int(seen[n]), "took_ms": round(ms, 3)} for n, ms in reading.took_ms.items()},
         scanned=int(seen.sum()),
         of=int(live.sum()),
     )
+    return result, sum(int(part.mask.sum()) for part in parts)
 
 
 async def _narrow(reading: Reading, views: list[View]) -> list[Part]:

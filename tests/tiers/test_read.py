@@ -2,60 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-
-import numpy as np
 import pytest
 
-from tests.tiers.rows import DIM, batch, row
-from tiers import read, record
+from tests.tiers.rows import row
+from tests.tiers.shelves import World
 from tiers.errors import TierUnavailable
-from tiers.index import Index
-from tiers.record import Row
-from tiers.tier import Location, Query, TierName
+from tiers.tier import TierName
 
 pytestmark = pytest.mark.unit
-
-
-class Shelf:
-    """A tier that is a dictionary; `before_answer` is what happens while a read waits for it."""
-
-    def __init__(self, name: TierName) -> None:
-        self.name = name
-        self.rows: dict[tuple[str, int], Row] = {}
-        self.before_answer: Callable[[], None] = lambda: None
-
-    async def get(self, locations: Sequence[Location]) -> list[Row | None]:
-        happens, self.before_answer = self.before_answer, lambda: None
-        happens()
-        return [self.rows.get((where.id, where.version)) for where in locations]
-
-
-class World:
-    """An index over warm, cold and glacier shelves."""
-
-    def __init__(self) -> None:
-        self.index = Index(DIM)
-        self.shelves = {name: Shelf(name) for name in (TierName.WARM, TierName.COLD, TierName.GLACIER)}
-
-    def put(self, one: Row, tier: TierName) -> None:
-        self.index.put(batch(one), np.zeros(1, np.int32), tier, np.zeros(1, np.int64), 0)
-        self.shelves[tier].rows[one.id, one.version] = one
-
-    def move(self, one: Row, source: TierName, target: TierName) -> None:
-        versions = np.array([one.version], np.int64)
-        self.shelves[target].rows[one.id, one.version] = one
-        vectors = record.vectors_of(batch(one))
-        self.index.relocate(target, [one.id], versions, np.zeros(1, np.int64), vectors)
-        del self.shelves[source].rows[one.id, one.version]
-
-    async def ask(self, *ids: str) -> list[tuple[Row, TierName]]:
-        result = await read.retrieve(self.index, self.shelves, Query(ids=ids))
-        return [(hit.row, hit.tier) for hit in result.hits]
-
-    async def search(self, one: Row, k: int) -> list[str]:
-        result = await read.retrieve(self.index, self.shelves, Query(vector=one.vector, k=k))
-        return [hit.row.id for hit in result.hits]
 
 
 async def test_a_row_that_moves_while_it_is_fetched_is_fetched_where_it_went():
@@ -116,7 +70,7 @@ async def test_a_tier_that_does_not_answer_is_named_and_the_answer_is_not_comple
         raise TierUnavailable("down")
 
     world.shelves[TierName.WARM].before_answer = fail
-    result = await read.retrieve(world.index, world.shelves, Query(ids=["a", "b"]))
+    result = await world.retrieve(ids=["a", "b"])
 
     assert ["b"] == [hit.row.id for hit in result.hits]
     assert (False, ["warm"]) == (result.complete, result.missed)
