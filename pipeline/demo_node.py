@@ -51,6 +51,12 @@ class NodeProcess:
         }
         self._child: asyncio.subprocess.Process | None = None
 
+    @property
+    def pid(self) -> int:
+        """The process id of the running node."""
+        assert self._child is not None, "it was started"
+        return self._child.pid
+
     async def start(self) -> str:
         """Start it and wait until it is ready; returns the gateway's address."""
         given = [part for key, value in self._settings.items() for part in ("-s", f"{key}={value}")]

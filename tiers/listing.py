@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 IDS_MAX = 65_536  # ids looked up in one pass over the index
 PAGE_BYTES = 16_777_216  # of payload: a page ends early there
-FETCH_ROWS = 200  # rows fetched together: with the largest payloads 50 MB
+FETCH_ROWS = 64  # rows fetched together: with the largest payloads 16 MB
 
 
 async def page(reading: Reading) -> Result:
