@@ -312,5 +312,4 @@ async def test_everything_is_streamed_with_flat_memory(stack: Stack, prefix: str
         await node.stop()
 
     assert (count, True) == (seen, received > 100_000_000)
-    print(f"{before:,} -> {peak:,}")
     assert peak - before < 64_000_000, f"{before:,} -> {peak:,}"
