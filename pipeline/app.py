@@ -22,6 +22,7 @@ import pyarrow as pa
 import structlog
 
 from consumers.clearing import Clearing
+from consumers.coding import Coder
 from consumers.commit import Commit
 from consumers.demote import Demote
 from consumers.heat import Heat
@@ -126,8 +127,7 @@ async def open_node(settings: Settings) -> AsyncIterator[Node]:
         publisher = await stack.enter_async_context(Publisher(settings.kafka))
         await ensure_topics(settings.kafka, topics)
         shape = record.schema(settings.dim, settings.attributes)
-        attributes = shape.field("attributes").type
-        index = Index(settings.dim, settings.metric, attributes=attributes, bytes_limit=settings.index.bytes_limit)
+        index = Index.of(shape, settings.metric, bytes_limit=settings.index.bytes_limit)
         hot, warm, cold, glacier = await _open_tiers(stack, settings, shape, index)
         tiers: dict[TierName, Tier] = {tier.name: tier for tier in (hot, warm, cold, glacier)}
         owned = settings.owned()
@@ -140,7 +140,8 @@ async def open_node(settings: Settings) -> AsyncIterator[Node]:
         for partition, epoch in lease.epochs.items():
             await warm.raise_epoch(partition, epoch)
             await glacier.raise_epoch(partition, epoch)
-        twice = await rebuild(index, [warm, cold, glacier], settings.kafka.partitions)
+        coder = await _open_coder(stack, settings, index, directory.path)
+        twice = await rebuild(index, [warm, cold, glacier], settings.kafka.partitions, coder)
         changes = Changes(publisher, topics.changes, now_ms)
         await announce(changes, twice)
         embed = load_embedder(settings.embedder, settings.dim)
@@ -202,7 +203,7 @@ async def open_node(settings: Settings) -> AsyncIterator[Node]:
             lanes=lanes,
             search_pool=search_pool,
             embed=embed,
-            services=[reader, *lanes.values(), monitor, access, commit, upkeep, lease],
+            services=[reader, *lanes.values(), monitor, access, commit, upkeep, coder, lease],
         )
         yield node
         await commit.step()  # reached only after an orderly stop: lanes are quiet, the last watermark is true
@@ -226,11 +227,22 @@ async def _open_tiers(
     return hot, warm, cold, glacier
 
 
-async def rebuild(index: Index, below: Sequence[Tier], partitions: int) -> list[tuple[TierName, TierName, Location]]:
+async def _open_coder(stack: AsyncExitStack, settings: Settings, index: Index, data: Path) -> Coder:
+    """Return what makes codes, with the codebook of the life before."""
+    pool = SerialExecutor("codes")
+    stack.callback(pool.close)
+    coder = Coder(index, data / "codebook", settings.index.train_rows, pool)
+    await coder.load()
+    return coder
+
+
+async def rebuild(
+    index: Index, below: Sequence[Tier], partitions: int, coder: Coder
+) -> list[tuple[TierName, TierName, Location]]:
     """Fill the index from the tiers below hot, top down; returns (above, tier, row) for rows found in two."""
     twice: list[tuple[TierName, TierName, Location]] = []
     for tier in below:
-        found = await load(index, tier, partitions, now_ms())
+        found = await load(index, tier, partitions, now_ms(), coder.drain)
         twice += [(above, tier.name, where) for above, where in found]
         log.info("tier.loaded", tier=tier.name.word, rows=index.rows(tier.name), twice=len(found))
     return twice

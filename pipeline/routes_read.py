@@ -190,7 +190,7 @@ class Reads:
             raise InvalidRecord(f"queries[{at}].{error.reason}", f"query {at}: {error}") from error
 
     async def _nearest(self, asked: Search) -> Query:
-        return query_of(asked, vector=await self._vector(asked), k=asked.k)
+        return query_of(asked, vector=await self._vector(asked), k=asked.k, exact=asked.exact)
 
     async def _vector(self, asked: Search) -> Floats:
         given = [name for name in ("vector", "vector_b64", "text", "id") if getattr(asked, name) is not None]

@@ -35,10 +35,14 @@ CONFIG = "ISOTHERM_CONFIG"
 
 
 class IndexSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """`bytes_limit` bounds the vectors kept for scans (0 = none); at it the oldest glacier rows lose theirs first."""
+    """`bytes_limit` bounds the codes kept for scans (0 = none); at it the oldest glacier rows lose theirs first.
+
+    A codebook is trained once `train_rows` vectors lie below hot (0 = never: every scan is exact).
+    """
 
     bytes_limit: int = 4_294_967_296
     search_threads: int = 2
+    train_rows: int = 20_000
 
 
 class NodeSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -8,20 +8,44 @@ id that is neither home nor copy, from before the request that may create it unt
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
 from tiers import record, score
+from tiers.codes import TRAIN_ROWS_MAX, Codebook, Packed
 from tiers.facts import facts_of
 from tiers.queue import Queue
 from tiers.record import Floats, Int64s
+from tiers.rest import Chunk
 from tiers.segment import COLUMNS, NO_COPY, SEGMENT_ROWS, Entry, Segment, View
 from tiers.tier import NO_SLOT, Location, TierName
 
 REWRITE_BELOW = 0.25  # a full segment with fewer live rows than this is rewritten to the tail
+
+
+class Packing(NamedTuple):
+    """Vectors of one segment to be coded: `codes` runs on any thread, `install` on the loop."""
+
+    segment: Segment
+    packed: Packed
+    chunks: tuple[Chunk, ...]
+
+    def codes(self) -> Packed:
+        """Return the segment's codes with these."""
+        packed = self.packed
+        for chunk in self.chunks:
+            packed = packed.plus(chunk.rows, chunk.vectors)
+        return packed
+
+    def install(self, packed: Packed) -> None:
+        """Let searches read codes instead of vectors; a segment that lost its codes meanwhile stays without."""
+        if self.segment.rest.busy:
+            self.segment.packed = packed
+            self.segment.rest.given()
+            self.segment.changed()
 
 
 class Index:
@@ -36,17 +60,18 @@ class Index:
         self.dim, self.metric, self.bytes_limit = dim, metric, bytes_limit
         self.attributes: pa.StructType = attributes if attributes is not None else pa.struct([])
         self.queue = Queue()
+        self.codebook: Codebook | None = None
         self._segments: dict[int, Segment] = {0: Segment(dim, self.attributes)}
         self._tail = 0
         self._entry: dict[str, int] = {}
         self._namespaces: dict[str, int] = {}
         self._rows = np.zeros(len(TierName), np.int64)
-        self._coded = 0
 
     @classmethod
-    def of(cls, shape: pa.Schema, metric: str = "cosine") -> Index:
+    def of(cls, shape: pa.Schema, metric: str = "cosine", *, bytes_limit: int = 0) -> Index:
         """Return an empty index for batches of schema `shape`."""
-        return cls(shape.field("vector").type.list_size, metric, attributes=shape.field("attributes").type)
+        dim, attributes = shape.field("vector").type.list_size, shape.field("attributes").type
+        return cls(dim, metric, attributes=attributes, bytes_limit=bytes_limit)
 
     def __len__(self) -> int:
         return len(self._entry)
@@ -102,13 +127,17 @@ class Index:
         self, tiers: Iterable[TierName], namespaces: Iterable[str] | None = None, *, facts: bool = False
     ) -> list[View]:
         """Return what a read of these homes looks at, all segments in one loop step; `facts` for criteria."""
-        wanted = np.zeros(len(TierName), bool)
-        wanted[list(tiers)] = True
+        wanted = frozenset(tiers)
         known = None
         if namespaces is not None:
-            known = np.array([self._namespaces[n] for n in namespaces if n in self._namespaces], np.int32)
+            known = np.array(sorted(self._namespaces[n] for n in namespaces if n in self._namespaces), np.int32)
         found = (segment.view(wanted, known, facts=facts) for segment in self._segments.values())
         return [view for view in found if view is not None]
+
+    @property
+    def code_bytes(self) -> int:
+        """Bytes of codes and of vectors that have none yet."""
+        return sum(segment.code_bytes for segment in self._segments.values())
 
     def segments(self) -> list[Segment]:
         """Return the segments in arrival order, for columnar readers on the loop (age, listing)."""
@@ -166,6 +195,7 @@ class Index:
             self._rows -= np.bincount(segment.home[rows], minlength=len(TierName))
             segment.home[rows], segment.slot[rows], segment.asked[rows] = tier, slots[at], 0
             deleted[at] = segment.deleted[rows]
+            segment.changed()
         self._rows[tier] += int(same.sum())
         if tier != TierName.HOT:
             self._encode(numbers[same], vectors[same], ~deleted[same])
@@ -243,8 +273,8 @@ class Index:
         segment, row = self._at(number)
         entry = segment.entry(row)
         segment.alive[row] = False
+        segment.changed()
         self._rows[entry.home] -= 1
-        self._coded -= int(segment.coded[row])
         rows = [(TierName(entry.home), Location(entry.id, entry.version, entry.partition, entry.slot))]
         if entry.copy != NO_COPY:
             rows.append((TierName.HOT, Location(entry.id, entry.version, entry.partition, entry.copy)))
@@ -270,26 +300,50 @@ class Index:
             done += step
         return numbers
 
-    def _encode(self, numbers: Int64s, vectors: Floats, live: npt.NDArray[np.bool_]) -> None:
-        numbers, vectors = numbers[live], vectors[live]
-        scale = score.scales(vectors, self.metric)
+    def _keep(self, numbers: Int64s, scaled: Floats) -> None:
+        """Let searches find these entries by their scaled vectors."""
         for segment, at, rows in self._by_segment(numbers, np.ones(len(numbers), bool)):
             fresh = ~segment.coded[rows]
-            self._coded += int(fresh.sum())
-            segment.encode(rows[fresh], vectors[at[fresh]], scale[at[fresh]])
-        if self.bytes_limit and self._coded * 4 * self.dim > self.bytes_limit:
+            if fresh.any():
+                segment.encode(rows[fresh], scaled[at[fresh]])
+
+    def _encode(self, numbers: Int64s, vectors: Floats, live: npt.NDArray[np.bool_]) -> None:
+        numbers, vectors = numbers[live], vectors[live]
+        self._keep(numbers, vectors * score.scales(vectors, self.metric)[:, None])
+        if self.bytes_limit and self.code_bytes > self.bytes_limit:
             self._shed()
 
     def _shed(self) -> None:
-        """Drop codes of the oldest glacier rows until within the limit; they stay reachable by id."""
+        """Drop codes of the oldest glacier rows until within the limit; they stay reachable by id and filter."""
         for segment in self._segments.values():
-            gone = segment.coded & segment.alive & (segment.home == TierName.GLACIER)
-            segment.coded[gone] = False
-            self._coded -= int(gone.sum())
-            if not (segment.coded & segment.alive).any():
-                segment.codes = None
-            if self._coded * 4 * self.dim <= self.bytes_limit:
+            glacier = segment.home == TierName.GLACIER
+            if not (segment.coded & segment.alive & glacier).any():
+                continue
+            kept = [(rows[~glacier[rows]], vectors[~glacier[rows]]) for rows, vectors in segment.coded_vectors()]
+            segment.forget_codes()
+            for rows, vectors in kept:
+                segment.encode(rows, vectors)
+            if self.code_bytes <= self.bytes_limit:
                 return
+
+    # -- codes, made in the background -------------------------------------------------------------------------------
+
+    def sample(self, rows: int) -> Floats | None:
+        """Return up to so many scaled vectors to train a codebook with, None while fewer wait than that."""
+        chunks = [chunk for segment in self._segments.values() for chunk in segment.rest.chunks()]
+        if sum(len(chunk.rows) for chunk in chunks) < rows:
+            return None
+        step = max(1, sum(len(chunk.rows) for chunk in chunks) // TRAIN_ROWS_MAX)
+        return np.concatenate([chunk.vectors[::step] for chunk in chunks])
+
+    def packing(self, rows: int) -> Packing | None:
+        """Hand out the vectors of the first segment where so many wait for a code; None where none do."""
+        assert self.codebook is not None, "there is a codebook to code with"
+        for segment in self._segments.values():
+            if not segment.rest.busy and segment.rest.rows >= rows:
+                codes = segment.packed if segment.packed is not None else self.codebook.empty()
+                return Packing(segment, codes, segment.rest.take())
+        return None
 
     def compact(self) -> int:
         """Rewrite one mostly dead segment to the tail; returns the rows moved, 0 when there is nothing to do."""
@@ -300,10 +354,10 @@ class Index:
             columns = {name: getattr(old, name)[live] for name in COLUMNS if name not in ("alive", "coded")}
             ids = [old.ids[row] for row in live.tolist()]
             numbers = self._append(ids, columns, old.facts.take(live))
-            coded = old.coded[live]
-            self._coded -= int(coded.sum())
-            if old.codes is not None:
-                self._encode(numbers[coded], old.codes[live[coded]], np.ones(int(coded.sum()), bool))
+            to = np.zeros(SEGMENT_ROWS, np.int64)
+            to[live] = numbers
+            for rows, vectors in old.coded_vectors():
+                self._keep(to[rows], vectors)
             self._entry.update(zip(ids, numbers.tolist(), strict=True))
             del self._segments[number]
             return max(1, len(live))

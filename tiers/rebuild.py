@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
+
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
@@ -12,18 +14,26 @@ from tiers.record import Int64s
 from tiers.tier import Location, Tier, TierName
 
 
-async def load(index: Index, tier: Tier, partitions: int, now_ms: int = 0) -> list[tuple[TierName, Location]]:
+async def nothing() -> None:
+    """Do nothing between two batches."""
+
+
+async def load(
+    index: Index, tier: Tier, partitions: int, now_ms: int = 0, between: Callable[[], Awaitable[None]] = nothing
+) -> list[tuple[TierName, Location]]:
     """Take in every physical row of a tier; call it top down, warm first.
 
     Highest version wins; of equal ones the lowest tier is home; every other row is queued (R3, §5). Returned are
     (tier it was known in, where it is) for rows also found above at the same version: their move was stored but
-    perhaps never announced, so the caller announces it again.
+    perhaps never announced, so the caller announces it again. `between` batches is when codes are made, so that
+    vectors do not pile up.
     """
     twice: list[tuple[TierName, Location]] = []
     async for found in tier.retrieve_all():
         slots = found["slot"].to_numpy()
         batch = found.drop_columns(["slot"])
         twice += _admit(index, tier.name, batch, record.partitions(batch["id"], partitions), slots, now_ms)
+        await between()
     return twice
 
 

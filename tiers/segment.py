@@ -1,20 +1,26 @@
 """One segment of the index: the columns of up to 65,536 entries in arrival order.
 
 Rows are appended and marked dead, never reused: a scan that still reads the arrays of an old segment sees what it
-saw. Back of the envelope, per row: 86 bytes of columns, and `4 * dim` bytes of code once the row has left hot.
+saw. Back of the envelope, per row at 256 dimensions: 90 bytes of columns, and once it has left hot a code of 72 bytes,
+until which its vector of 1,024.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from tiers.codes import Packed
 from tiers.facts import Facts
 from tiers.record import Floats, Int64s
+from tiers.rest import Chunk, Rest
 from tiers.tier import TierName
+
+Bools = npt.NDArray[np.bool_]
 
 SEGMENT_ROWS = 65_536
 NO_COPY = -1
@@ -36,8 +42,7 @@ COLUMNS: dict[str, npt.DTypeLike] = {
     "asked": np.int64,  # ms, when the age monitor last proposed the row
     "deleted": np.bool_,  # a tombstone
     "alive": np.bool_,  # the newest version of its id; cleared when masked
-    "coded": np.bool_,  # `codes` holds this row's vector
-    "scale": np.float32,  # 1 / norm of the vector under cosine, 1 under dot
+    "coded": np.bool_,  # a search finds the row by its code, or by its vector in `rest`
 }
 
 
@@ -56,32 +61,37 @@ class Entry(NamedTuple):
 class View(NamedTuple):
     """One segment as a reader sees it at one moment: copied bitmap and homes, and arrays that only grow beyond it.
 
-    `mask` are the live records in the tiers and namespaces asked for. `hot` are the rows of them at home in hot, and
-    `hot_slots` where; both only when facts were asked for.
+    `mask` are the live records in the tiers and namespaces asked for, `live` their number by home. `below` are those of
+    them that a scan of codes sees: outside hot (which scans its own), and coded; `blind` those that none sees. `hot`
+    are the rows of them at home in hot, and `hot_slots` where; both only when facts were asked for. Shared between
+    readers: nobody writes to it.
     """
 
     ids: list[str]
-    mask: npt.NDArray[np.bool_]
+    mask: Bools
     home: npt.NDArray[np.int8]
-    coded: npt.NDArray[np.bool_]
-    codes: Floats | None
-    scale: Floats
+    live: Int64s
+    below: Bools
+    blind: Bools | None
+    packed: Packed | None
+    rest: tuple[Chunk, ...]
     event_time: Int64s
     facts: pa.Table | None
     hot: npt.NDArray[np.intp]
     hot_slots: Int64s
 
-    def below(self, mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
-        """Return which of these rows a scan of codes sees: outside hot (which scans its own), and with a code."""
-        return np.asarray(mask & self.coded & (self.home != TierName.HOT))
+    def seen(self, mask: Bools) -> Int64s:
+        """Return how many rows a search that wants `mask` has looked at here, by home: all but the wanted uncoded."""
+        return self.live if self.blind is None else self.live - by_tier(self.home, mask & self.blind)
 
-    def blind(self, mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
-        """Return which of these rows no scan sees: outside hot, their codes dropped at the index's limit."""
-        return np.asarray(mask & ~self.coded & (self.home != TierName.HOT))
+
+def by_tier(home: npt.NDArray[np.int8], mask: Bools) -> Int64s:
+    """Return int64[tiers]: how many of the rows where `mask` have each home."""
+    return np.array([np.count_nonzero(mask & (home == tier)) for tier in TierName], np.int64)
 
 
 class Segment:
-    """Columns as attributes (see COLUMNS), `ids`, and lazily `codes`: float32[SEGMENT_ROWS, dim]."""
+    """Columns as attributes (see COLUMNS), `ids`, `facts`, and what a search reads: `packed` codes, `rest` vectors."""
 
     version: Int64s
     partition: npt.NDArray[np.int32]
@@ -99,14 +109,16 @@ class Segment:
     deleted: npt.NDArray[np.bool_]
     alive: npt.NDArray[np.bool_]
     coded: npt.NDArray[np.bool_]
-    scale: Floats
 
     def __init__(self, dim: int, attributes: pa.StructType) -> None:
         self.dim = dim
         self.facts = Facts(attributes)
         self.count = 0
         self.ids: list[str] = []
-        self.codes: Floats | None = None
+        self.packed: Packed | None = None
+        self.rest = Rest()
+        self._changes = 0
+        self._viewed: tuple[object, View | None] | None = None
         for name, dtype in COLUMNS.items():
             setattr(self, name, np.zeros(SEGMENT_ROWS, dtype))
 
@@ -139,35 +151,73 @@ class Segment:
             bool(self.deleted[row]),
         )
 
-    def encode(self, rows: npt.NDArray[np.intp], vectors: Floats, scale: Floats) -> None:
-        """Keep the vectors of these rows for scans: exact until a codebook is trained (design §5, index)."""
-        if self.codes is None:
-            # Zeros, not empty: a scan computes over rows without a code too, and what lies there must be finite. The
-            # system hands out zero pages only as they are written.
-            self.codes = np.zeros((SEGMENT_ROWS, self.dim), np.float32)
-        self.codes[rows] = vectors
-        self.scale[rows] = scale
+    def encode(self, rows: npt.NDArray[np.intp], vectors: Floats) -> None:
+        """Let searches find these rows by their scaled vectors; codes are made later, in the background."""
+        self.rest.append(rows, vectors)
         self.coded[rows] = True
+        self.changed()
 
-    def view(
-        self, tiers: npt.NDArray[np.bool_], namespaces: npt.NDArray[np.int32] | None, *, facts: bool
+    @property
+    def code_bytes(self) -> int:
+        """Bytes of codes and of vectors that have none yet."""
+        return self.rest.rows * 4 * self.dim + (self.packed.bytes if self.packed is not None else 0)
+
+    def forget_codes(self) -> None:
+        """Let no search find any row."""
+        self.coded[:] = False
+        self.packed = None
+        self.rest.clear()
+        self.changed()
+
+    def coded_vectors(self) -> Iterator[tuple[npt.NDArray[np.intp], Floats]]:
+        """Yield (rows, scaled vectors) of all live coded rows; what a code stands for where only that is known."""
+        live = self.coded[: self.count] & self.alive[: self.count]
+        for chunk in self.rest.chunks():
+            keep = live[chunk.rows]
+            live[chunk.rows] = False
+            yield chunk.rows[keep], chunk.vectors[keep]
+        rows = np.flatnonzero(live)
+        if self.packed is not None and len(rows):
+            yield rows, self.packed.vectors(rows)
+
+    def view(self, tiers: frozenset[TierName], namespaces: npt.NDArray[np.int32] | None, *, facts: bool) -> View | None:
+        """Return what is to be read here of homes in `tiers`, or None; `facts` for a filter.
+
+        The last one is kept for the next reader that asks the same while nothing has changed.
+        """
+        key = (self._changes, self.count, tiers, None if namespaces is None else namespaces.tobytes(), facts)
+        if self._viewed is None or self._viewed[0] != key:
+            self._viewed = (key, self._view(tiers, namespaces, facts=facts))
+        return self._viewed[1]
+
+    def changed(self) -> None:
+        """Say that a column that views show was written to."""
+        self._changes += 1
+
+    def _view(
+        self, tiers: frozenset[TierName], namespaces: npt.NDArray[np.int32] | None, *, facts: bool
     ) -> View | None:
-        """Return what is to be read here of homes flagged in `tiers` (bool[4]), or None; `facts` for a filter."""
         n = self.count
         home = self.home[:n].copy()
-        mask = self.alive[:n] & ~self.deleted[:n] & tiers[home]
+        wanted = np.zeros(len(TierName), bool)
+        wanted[list(tiers)] = True
+        mask = self.alive[:n] & ~self.deleted[:n] & wanted[home]
         if namespaces is not None:
             mask &= np.isin(self.namespace[:n], namespaces)
         if not mask.any():
             return None
-        hot = np.flatnonzero(mask & (home == TierName.HOT)) if facts else np.zeros(0, np.intp)
+        below, outside = mask & self.coded[:n], home != TierName.HOT
+        blind = mask & outside & ~below
+        hot = np.flatnonzero(mask & ~outside) if facts else np.zeros(0, np.intp)
         return View(
             ids=self.ids,
             mask=mask,
             home=home,
-            coded=self.coded[:n].copy(),
-            codes=self.codes,
-            scale=self.scale,
+            live=by_tier(home, mask),
+            below=below & outside,
+            blind=blind if blind.any() else None,
+            packed=self.packed,
+            rest=self.rest.chunks(),
             event_time=self.event_time[:n],
             facts=self.facts.table() if facts else None,
             hot=hot,

@@ -63,13 +63,15 @@ class Query:
     """What to retrieve: by `ids`, the `k` nearest to `vector`, or else every record that meets the criteria, by id.
 
     The criteria are `filter` (SQL over id, event_time and attributes), the range of event time [from, to) in ms since
-    1970, and `namespaces`; they and `tiers` hold for all three kinds. A listing comes in pages of `limit`; `cursor`
-    goes on after the last one. `deadline_ms` bounds the answer: what was not reached by then is named in it.
+    1970, and `namespaces`; they and `tiers` hold for all three kinds. An `exact` search scores every vector instead of
+    relying on codes. A listing comes in pages of `limit`; `cursor` goes on after the last one. `deadline_ms` bounds the
+    answer: what was not reached by then is named in it.
     """
 
     ids: Sequence[str] | None = None
     vector: Floats | None = None
     k: int = 10
+    exact: bool = False
     filter: str | None = None
     time_from_ms: int | None = None
     time_to_ms: int | None = None

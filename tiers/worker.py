@@ -19,6 +19,7 @@ class SerialExecutor:
     """Runs functions one at a time, in order, on a thread of its own (or a few, for readers that may overlap)."""
 
     def __init__(self, name: str, threads: int = 1) -> None:
+        self.threads = threads
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix=name)
 
     async def run(self, job: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from tests.tiers.rows import SHAPE, batch
+from tests.tiers.rows import ATTRIBUTES, DIM, batch
 from tiers import read, record
 from tiers.hot import HotMemory, HotSettings
 from tiers.index import Index
@@ -40,16 +40,17 @@ class Shelf:
 class World:
     """Rows wherever a test puts them."""
 
-    def __init__(self, **index: Any) -> None:
-        self.index = Index(SHAPE.field("vector").type.list_size, attributes=SHAPE.field("attributes").type, **index)
+    def __init__(self, dim: int = DIM, **index: Any) -> None:
+        self.shape = record.schema(dim, ATTRIBUTES)
+        self.index = Index.of(self.shape, **index)
         self.hot = HotMemory(
-            HotSettings(device="cpu", capacity_rows=4_096, slab_rows=64), SHAPE, partitions=1, index=self.index
+            HotSettings(device="cpu", capacity_rows=4_096, slab_rows=64), self.shape, partitions=1, index=self.index
         )
         self.shelves = {name: Shelf(name) for name in (TierName.WARM, TierName.COLD, TierName.GLACIER)}
 
     async def heat(self, *rows: Row) -> None:
         """Put rows into hot, as ingest does."""
-        found = batch(*rows)
+        found = batch(*rows, shape=self.shape)
         slots = await self.hot.reserve(found, 0)
         self.hot.publish(slots)
         for tier, where in self.index.put(found, np.zeros(len(rows), np.int32), TierName.HOT, slots, 0):
@@ -58,7 +59,7 @@ class World:
 
     def put(self, one: Row, tier: TierName) -> None:
         """Put a row onto a shelf."""
-        masked = self.index.put(batch(one), np.zeros(1, np.int32), tier, np.zeros(1, np.int64), 0)
+        masked = self.index.put(batch(one, shape=self.shape), np.zeros(1, np.int32), tier, np.zeros(1, np.int64), 0)
         self.hot.evict_now([where for name, where in masked if name == TierName.HOT])
         self.shelves[tier].rows[one.id, one.version] = one
 
@@ -73,7 +74,7 @@ class World:
         """Move a row from shelf to shelf."""
         versions = np.array([one.version], np.int64)
         self.shelves[target].rows[one.id, one.version] = one
-        vectors = record.vectors_of(batch(one))
+        vectors = record.vectors_of(batch(one, shape=self.shape))
         self.index.relocate(target, [one.id], versions, np.zeros(1, np.int64), vectors)
         del self.shelves[source].rows[one.id, one.version]
 
