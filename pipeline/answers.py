@@ -48,7 +48,7 @@ def answer_json(body: object, status: int = 200) -> Response:
 
 def envelope(result: Result) -> dict[str, Any]:
     """Return how complete an answer is (R7)."""
-    return {
+    around = {
         "complete": result.complete,
         "searched": result.searched,
         "missed": result.missed,
@@ -57,6 +57,9 @@ def envelope(result: Result) -> dict[str, Any]:
         "freshness": result.freshness,
         "took_ms": result.took_ms,
     }
+    if result.explain is not None:
+        around["explain"] = result.explain
+    return around
 
 
 def shown(hit: Hit, include: Iterable[str]) -> dict[str, Any]:

@@ -62,6 +62,7 @@ class Search(Asked, kw_only=True, forbid_unknown_fields=True):
     id: str | None = None
     k: int = 10
     exact: bool = False
+    explain: bool = False
 
 
 class Searches(Search, kw_only=True, forbid_unknown_fields=True):
@@ -190,7 +191,7 @@ class Reads:
             raise InvalidRecord(f"queries[{at}].{error.reason}", f"query {at}: {error}") from error
 
     async def _nearest(self, asked: Search) -> Query:
-        return query_of(asked, vector=await self._vector(asked), k=asked.k, exact=asked.exact)
+        return query_of(asked, vector=await self._vector(asked), k=asked.k, exact=asked.exact, explain=asked.explain)
 
     async def _vector(self, asked: Search) -> Floats:
         given = [name for name in ("vector", "vector_b64", "text", "id") if getattr(asked, name) is not None]

@@ -17,6 +17,7 @@ from tiers.errors import TierUnavailable
 from tiers.index import Index
 from tiers.record import Row
 from tiers.tier import Hit, Location, Query, Result, Tier, TierName
+from tiers.trace import Trace
 from tiers.worker import SerialExecutor
 
 LOOKS_MAX = 16  # a row that moves more often than this during one read is an error, not bad luck
@@ -34,6 +35,7 @@ class Reading:
         self.deadline = Deadline(query.deadline_ms)
         self.missed: set[TierName] = set()
         self.took_ms = dict.fromkeys(self.tiers, 0.0)
+        self.trace = Trace()
 
     async def resolve(self, ids: Sequence[str]) -> dict[str, tuple[Row, TierName]]:
         """Return the newest row of each id that is at home in these tiers and meets the criteria."""
@@ -51,6 +53,7 @@ class Reading:
                         wanted.append(where.id)
                     else:
                         found[where.id] = (row, name)
+            self.trace.count("rechecked", len(wanted))
         raise TierUnavailable(f"{wanted[0]!r} moved {LOOKS_MAX} times during one read; ask again")
 
     def _places(self, ids: Sequence[str]) -> dict[TierName, list[Location]]:
@@ -69,12 +72,20 @@ class Reading:
         began = time.perf_counter()
         try:
             async with asyncio.timeout(self.deadline.left_s):
-                return await self.tiers[name].get(locations)
+                return self._noted(name, await self.tiers[name].get(locations))
         except (TierUnavailable, TimeoutError):
             self.missed.add(name)
             return None
         finally:
             self.took_ms[name] += (time.perf_counter() - began) * 1000
+
+    def _noted(self, name: TierName, rows: list[Row | None]) -> list[Row | None]:
+        """Return the rows, counted if the query wants to be explained."""
+        if self.query.explain:
+            found = [row for row in rows if row is not None]
+            size = sum(len(row.payload) + (row.vector.nbytes if row.vector is not None else 0) for row in found)
+            self.trace.fetched(name.word, len(found), size)
+        return rows
 
     def _meeting(self, found: dict[str, tuple[Row, TierName]]) -> dict[str, tuple[Row, TierName]]:
         """Return what still meets the criteria: a row may have been updated since the index was asked."""
@@ -98,6 +109,7 @@ async def retrieve(
         result = await listing.page(reading)
     result.missed = sorted(name.word for name in reading.missed)
     result.complete = not reading.missed
+    result.explain = reading.trace.shown() if query.explain else None
     result.took_ms = (time.perf_counter() - began) * 1000
     return result
 

@@ -73,22 +73,31 @@ async def nearest(reading: Reading, vector: Floats) -> Result:
 
 async def _once(reading: Reading, vector: Floats) -> tuple[Result, int]:
     """Return the answer of one look, and how many records met the criteria when it began."""
+    trace = reading.trace
+    trace.count("looks", 1)
     hot = cast(Scans, reading.tiers[TierName.HOT]) if TierName.HOT in reading.tiers else None
-    snapshot = hot.snapshot() if hot else None  # no await between this and the next line: one moment
-    views = reading.index.views(reading.tiers, reading.query.namespaces, facts=reading.criteria is not None)
+    with trace.step("look"):  # no await between these two: one moment
+        snapshot = hot.snapshot() if hot else None
+        views = reading.index.views(reading.tiers, reading.query.namespaces, facts=reading.criteria is not None)
     try:
-        parts = await _narrow(reading, views)
-        (hot_done, candidates), (done, below) = await asyncio.gather(
-            _scan_hot(reading, hot, snapshot, vector, parts), _scan_below(reading, vector, parts)
-        )
+        with trace.step("filter"):
+            parts = await _narrow(reading, views)
+        with trace.step("scan"):
+            (hot_done, candidates), (done, below) = await asyncio.gather(
+                _scan_hot(reading, hot, snapshot, vector, parts), _scan_below(reading, vector, parts)
+            )
     finally:
         if hot:
             hot.release(snapshot)  # given up before the scan began, nobody else does
     candidates = candidates + below
     candidates.sort(key=lambda pair: (-pair[0], pair[1]))
-    hits = await _fetch(reading, vector, list(dict.fromkeys(identifier for _, identifier in candidates)))
+    trace.count("candidates", len(candidates))
+    with trace.step("fetch"):
+        hits = await _fetch(reading, vector, list(dict.fromkeys(identifier for _, identifier in candidates)))
     live = sum((view.live for view in views), np.zeros(len(TierName), np.int64))
     seen = _seen(done, parts, hot_done)
+    if reading.query.explain:
+        _count_scanned(reading, done, int(seen[TierName.HOT]))
     reading.missed.update(name for name in reading.tiers if seen[name] < live[name])
     result = Result(
         hits=hits,
@@ -200,6 +209,16 @@ def _seen(done: Sequence[Part], narrowed: Sequence[Part], hot_done: bool) -> Int
     return np.asarray(seen)
 
 
+def _count_scanned(reading: Reading, done: Sequence[Part], hot_rows: int) -> None:
+    """Tell the trace what the scans read: vectors of hot and of rows without a code, and codes."""
+    by_vector = hot_rows + sum(len(chunk.rows) for part in done for chunk in part.view.rest)
+    packed = [part.view.packed for part in done if part.view.packed is not None]
+    reading.trace.count("segments", len(done))
+    reading.trace.count("by_vector", by_vector)
+    reading.trace.count("by_code", sum(codes.rows for codes in packed))
+    reading.trace.count("bytes_read", by_vector * 4 * reading.index.dim + sum(codes.bytes for codes in packed))
+
+
 def _count(reading: Reading) -> int:
     """Return how many candidates to take from each part: what scanned codes is only nearly in the right order."""
     return max(reading.query.k + MARGIN, RERANK)
@@ -215,7 +234,9 @@ async def _fetch(reading: Reading, vector: Floats, ids: Sequence[str]) -> list[H
             if exact:
                 reading.missed.update(reading.tiers)  # what was not scored could lie in any of them
             break
-        rows |= await reading.resolve(ids[start : start + step])
+        fetched = await reading.resolve(ids[start : start + step])
+        reading.trace.count("reranked", len(fetched))
+        rows |= fetched
         start += step
         if exact:  # only the best so far need be kept
             rows = {hit.row.id: (hit.row, hit.tier) for hit in rank(rows, vector, k, reading.index.metric)}

@@ -81,6 +81,7 @@ class Query:
     namespaces: frozenset[str] | None = None
     deadline_ms: float | None = None
     at_least: str | None = None
+    explain: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +106,7 @@ class Result:
     freshness: dict[str, Any] = field(default_factory=dict)
     took_ms: float = 0.0
     cursor: str | None = None  # of a listing: where the next page begins; None on the last
+    explain: dict[str, Any] | None = None  # what the read did (tiers/trace.py), if the query asked
 
 
 @dataclass(frozen=True, slots=True)

@@ -180,3 +180,19 @@ async def test_an_update_in_hot_hides_what_lies_below() -> None:
     assert len({hit.row.id for hit in hits}) == 20
     assert all(hit.row.version >= 1_000 for hit in hits)
     assert np.all(np.diff([hit.score or 0.0 for hit in hits]) <= 0)
+
+
+async def test_a_search_explains_what_it_did() -> None:
+    """Rows scanned by vector and by code, candidates, what was fetched where and looked up again, bytes, times."""
+    world = await filled(40)
+    moved = (await world.retrieve(ids=["id-1"])).hits[0].row
+    world.shelves[TierName.WARM].before_answer = lambda: world.move(moved, TierName.WARM, TierName.COLD)
+    result = await world.retrieve(vector=QUESTION, k=3, explain=True)
+    told = result.explain or {}
+
+    assert {"hot": 10, "warm": 9, "cold": 11, "glacier": 10} == told["fetched"]
+    assert (1, 40, 40, 40, 1) == tuple(told[k] for k in ("looks", "by_vector", "candidates", "reranked", "rechecked"))
+    assert 40 * 2 * 4 * len(QUESTION) <= told["bytes_read"] < 10_000
+    assert {"look", "filter", "scan", "fetch"} == told["steps_ms"].keys()
+    assert sum(told["steps_ms"].values()) <= result.took_ms
+    assert (await world.retrieve(vector=QUESTION)).explain is None
