@@ -1,8 +1,8 @@
 """Dead letters: what could not be applied, whole, with its place and reason, so that it can be read and sent again.
 
 The value is a value of the memories topic: the message as it came, or of an Arrow message the one bad row as a stream
-of its own. Beyond 1 MB the letter says hash and place only. A *note* says that a letter was sent again: null value,
-and the letter's place in `isotherm-replayed`.
+of its own. Beyond 1 MB the letter says hash and place only. A *note* says that a letter was sent again: no value, and
+the letter's place in `isotherm-replayed`.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ HEADER_BYTES = 19  # what a letter adds to a header: "original-" and two lengths
 ORIGINAL = "original-"
 WHOLE = "-"  # the row of a letter that is a whole Arrow message
 REPLAYED = "isotherm-replayed"
+NULL = "isotherm-null"  # the value was null, and so was the key: the client library sends no message without both
 
 Encoded = tuple[bytes | None, bytes | None, list[tuple[str, bytes]]]
 
@@ -60,8 +61,10 @@ def encode(topic: str, partition: int, letter: Letter) -> Encoded:
     size += sum(HEADER_BYTES + len(name.encode()) + len(item or b"") for name, item in message.headers)
     if size > LETTER_BYTES_MAX:
         headers.append(("isotherm-sha256", hashlib.sha256(value or b"").hexdigest().encode()))
-        return None, None, headers
+        return None, b"", headers
     headers += [(f"{ORIGINAL}{name}", item) for name, item in message.headers]
+    if message.key is None and value is None:
+        return None, b"", [*headers, (NULL, b"1")]
     return message.key, value, headers
 
 
@@ -94,7 +97,7 @@ def decode(key: bytes | None, value: bytes | None, headers: Sequence[tuple[str, 
             reason=said["isotherm-reason"].decode(),
             error=said["isotherm-message"].decode("utf-8", "replace"),
             key=key,
-            value=value,
+            value=None if NULL in said or "isotherm-sha256" in said else value,
             headers=[(name.removeprefix(ORIGINAL), item) for name, item in headers if name.startswith(ORIGINAL)],
             sha256=said["isotherm-sha256"].decode() if "isotherm-sha256" in said else None,
         )
@@ -104,7 +107,7 @@ def decode(key: bytes | None, value: bytes | None, headers: Sequence[tuple[str, 
 
 def note(position: str) -> Encoded:
     """Return (key, value, headers) of the note that the letter at "partition:offset" was sent again."""
-    return None, None, [(REPLAYED, position.encode())]
+    return None, b"", [(REPLAYED, position.encode())]
 
 
 def noted(headers: Sequence[tuple[str, bytes]]) -> str | None:

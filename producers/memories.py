@@ -91,10 +91,12 @@ class MemoryProducer:
         value = events.encode_event(vector, payload, attributes, event_time, ttl_s)
         return await self.publish(identifier, value)
 
-    async def publish(self, identifier: str, value: bytes | None) -> asyncio.Future[Position]:
-        """Publish an encoded JSON event, or None to delete, without waiting."""
+    async def publish(
+        self, identifier: str, value: bytes | None, kind: str = events.JSON_TYPE
+    ) -> asyncio.Future[Position]:
+        """Publish an event encoded as `kind` (JSON or msgpack), or None to delete, without waiting."""
         key = record.check_id(identifier).encode()
-        return await self._publisher.enqueue(self._topic, value, key, headers=self._headers(events.JSON_TYPE))
+        return await self._publisher.enqueue(self._topic, value, key, headers=self._headers(kind))
 
     async def send_batch(self, batch: pa.RecordBatch) -> str:
         """Publish every row of a batch, many to a message, and wait for the broker; returns the token of all.
@@ -103,7 +105,10 @@ class MemoryProducer:
         with `deleted` is a delete, and of an id that comes twice the last row wins. All rows are checked before any is
         sent: InvalidRecord names the first bad row. LogUnavailable: some rows may be in the log all the same.
         """
-        rows = _checked(batch)
+        return await self.send_rows(_checked(batch))
+
+    async def send_rows(self, rows: pa.RecordBatch) -> str:
+        """Publish rows that `columns.read` returned and `judge` has judged; see `send_batch`."""
         count = await self._publisher.partitions(self._topic)
         home = record.partitions(rows["id"].view(pa.string()), count)
         futures = []

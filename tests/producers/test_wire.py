@@ -499,6 +499,20 @@ def test_a_letter_is_read_as_it_was_written():
     assert (None, "0:4") == (letters.noted(headers), letters.noted(letters.note("0:4")[2]))
 
 
+@pytest.mark.parametrize(
+    "given",
+    [(None, None), (None, b""), (b"", None), (b"k", None), (None, b"x" * 1_000_001)],
+    ids=lambda pair: str(pair)[:20],
+)
+def test_a_letter_always_has_a_key_or_a_value(given):
+    """The client library refuses a message without both, and what was null is null again when the letter is read."""
+    key, value, headers = letters.encode("t", 0, letters.Letter(Message(*given, (), NOW_MS, 1), InvalidRecord("r", "")))
+    found = letters.decode(key, value, headers)
+
+    assert not (key is None and value is None)
+    assert given == (found.key, found.value) or found.sha256 is not None
+
+
 @pytest.mark.parametrize("headers", [[], [("isotherm-row", b"x")], [("isotherm-row", None)]])
 def test_what_is_no_letter_is_refused(headers):
     """The topic may hold what a stranger wrote."""
