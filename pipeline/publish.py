@@ -84,7 +84,7 @@ class Rows:
 
     def shown(self, at: int) -> dict[str, Any]:
         """See Chunk."""
-        return {"id": self.rows["id"].view(pa.binary())[at].as_py()}
+        return {"id": (self.rows["id"][at].as_py() or b"").decode("utf-8", "replace")}
 
 
 @dataclass
