@@ -116,8 +116,10 @@ def check_schema(schema: pa.Schema) -> None:
 
 def _fits(name: str, kind: pa.DataType) -> bool:
     types = pa.types
-    if name == "version" or types.is_null(kind):
-        return name != "id" and not types.is_nested(kind) and not types.is_dictionary(kind)
+    if types.is_null(kind):
+        return name != "id"
+    if name == "version":
+        return bool(types.is_integer(kind))
     if name == "id":
         return bool(types.is_string(kind) or types.is_large_string(kind))
     if name == "payload":

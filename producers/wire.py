@@ -20,7 +20,7 @@ from tiers import record
 from tiers.errors import InvalidRecord
 from tiers.record import Row
 
-RETAINED = 65_536  # bytes that a batch may hold on to beyond twice its own: a slice of a message keeps all of it
+RETAINED = 65_536  # bytes beyond twice its own that a batch may hold on to: a view of a message keeps all of it
 
 
 class Place(NamedTuple):
@@ -70,6 +70,8 @@ def decode(
             except InvalidRecord as error:
                 letters.append(Letter(message, error, None if kind == ARROW_TYPE else 0))
     _flush(single, batches, letters, shape, place)
+    if not batches:
+        return Decoded(record.to_batch([], shape), letters)
     return Decoded(batches[0] if len(batches) == 1 else pa.concat_batches(batches), letters)
 
 
@@ -86,7 +88,7 @@ def _flush(
     place: Place,
 ) -> None:
     """Make one batch of the rows that came one by one."""
-    if not single and batches:
+    if not single:
         return
     batch = record.to_batch([row for row, _ in single], shape)
     lengths = squares(record.vectors_of(batch))
@@ -121,7 +123,7 @@ def _arrow(
     batch = pa.RecordBatch.from_arrays([found[name] for name in shape.names], schema=shape)
     if faults.any:
         batch = batch.filter(pa.array(faults.good))
-    if batch.get_total_buffer_size() > 2 * batch.nbytes + RETAINED:
+    if max(len(value), batch.get_total_buffer_size()) > 2 * batch.nbytes + RETAINED:
         batch = batch.take(pa.array(np.arange(batch.num_rows)))
     return batch
 
