@@ -1,8 +1,7 @@
 """The gateway: HTTP over one MemoryManager. Plain Starlette routes; bodies are parsed by msgspec structs.
 
 Bodies are bounded before they are read, and a content encoding is refused, so that a small request cannot become a
-large one. Questions have their own module, `routes_read`, and so has publishing,
-`routes_publish`.
+large one. Questions and publishing have their own modules: `routes_read`, `routes_publish`.
 """
 
 from __future__ import annotations
