@@ -10,34 +10,29 @@ import asyncio
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
 import structlog
 
 from consumers.watermark import Watermark
-from producers import events
+from producers import events, letters, wire
 from producers.changes import Changes
 from producers.decoder import EventDecoder
 from producers.events import Message
+from producers.letters import Letter
 from producers.publisher import Publisher
 from tiers import record
 from tiers.errors import InvalidRecord, NotYet
 from tiers.hot import HotMemory
 from tiers.index import Index
-from tiers.record import Row
 from tiers.tier import Location, TierName
 
 log = structlog.get_logger()
 
 
-@dataclass(frozen=True, slots=True)
-class Letter:
-    """A message that cannot be applied, and why."""
-
-    message: Message
-    error: InvalidRecord
+LETTERS = 256  # dead letters on their way at once
+HOT_PART = 8  # a message may take this part of hot: less than evacuation leaves free, so that it will always fit
 
 
 class Ingest:
@@ -64,6 +59,7 @@ class Ingest:
         self._decoder, self._shape, self._hot, self._index = decoder, shape, hot, index
         self._publisher, self._topics, self._changes = publisher, topics, changes
         self._epoch, self._partitions, self._now_ms = epoch, partitions, now_ms
+        self.rows_max = min(record.ROW_MAX + 1, max(1, hot.capacity // HOT_PART))
         self.watermarks = watermarks
         self.replay_until: dict[int, int] = {}
         self.cleared_below: dict[int, int] = {}
@@ -76,11 +72,16 @@ class Ingest:
         """Return how many more rows of this partition hot takes."""
         return self._hot.room(partition)
 
+    def rows_in(self, message: Message) -> int:
+        """Return how many rows of hot a message may take."""
+        return min(wire.rows(message), self.rows_max)
+
     async def apply(self, partition: int, messages: Sequence[Message]) -> None:
         """Apply messages in offset order. TierFull, with nothing changed, when hot has no room for all of them."""
         began = time.perf_counter()
-        rows, letters = self._decode(partition, messages)
-        batch = record.newest(record.to_batch(rows, self._shape))
+        place = wire.Place(self._epoch, partition, self._partitions)
+        decoded = wire.decode(self._decoder, self._shape, place, messages, self.rows_max)
+        batch = record.newest(decoded.batch)
         fresh = self._index.newer(batch["id"].to_pylist(), record.versions_of(batch))
         replayed = batch.filter(pa.array(~fresh)) if not fresh.all() else None
         batch = self._without_cleared(partition, batch.filter(pa.array(fresh)) if replayed else batch)
@@ -90,36 +91,16 @@ class Ingest:
         masked = self._index.put(
             batch, np.full(batch.num_rows, partition, np.int32), TierName.HOT, slots, self._now_ms()
         )
-        self.watermarks[partition].open(first, end, batch.num_rows + len(letters))
+        self.watermarks[partition].open(first, end, batch.num_rows + len(decoded.letters))
         self._release(partition, masked)
-        await self._bury(partition, letters)
+        await self._bury(partition, decoded.letters)
         if replayed is not None:
             await self._announce_again(partition, replayed)
         self._advance(partition, messages[-1])
         self.rows += batch.num_rows
         took_ms = (time.perf_counter() - began) * 1000
-        log.info(
-            "batch.ingested", partition=partition, offset=end, rows=batch.num_rows, bad=len(letters), took_ms=took_ms
-        )
-
-    def _decode(self, partition: int, messages: Sequence[Message]) -> tuple[list[Row], list[Letter]]:
-        rows: list[Row] = []
-        letters: list[Letter] = []
-        origin: list[Message] = []
-        for message in messages:
-            try:
-                rows.append(self._decoder.decode(message, self._epoch))
-                origin.append(message)
-            except InvalidRecord as error:
-                letters.append(Letter(message, error))
-        if not rows:
-            return rows, letters
-        home = record.partitions(pa.array([row.id for row in rows], pa.string()), self._partitions)
-        for at in np.flatnonzero(home != partition)[::-1].tolist():
-            text = f"the key belongs to partition {home[at]}: use Kafka's default (murmur2) partitioner"
-            letters.append(Letter(origin[at], InvalidRecord("wrong_partition", text)))
-            del rows[at]
-        return rows, letters
+        bad = len(decoded.letters)
+        log.info("batch.ingested", partition=partition, offset=end, rows=batch.num_rows, bad=bad, took_ms=took_ms)
 
     def _without_cleared(self, partition: int, batch: pa.RecordBatch) -> pa.RecordBatch:
         below = self.cleared_below.get(partition, 0)
@@ -137,14 +118,21 @@ class Ingest:
             if tier != TierName.HOT:
                 self._index.queue.add(tier, where)
 
-    async def _bury(self, partition: int, letters: list[Letter]) -> None:
+    async def _bury(self, partition: int, bad: Sequence[Letter]) -> None:
         """Write dead letters and wait for them: while they cannot be written the partition does not go on."""
-        for letter in letters:
-            key, value, headers = events.dead_letter(self._topics.memories, partition, letter.message, letter.error)
-            await self._publisher.send(self._topics.dead_letters, value, key, headers=headers)
-            self.letters[letter.error.reason] += 1
-            self.watermarks[partition].settle(np.array([letter.message.offset], np.int64))
-            log.warning("event.rejected", partition=partition, offset=letter.message.offset, reason=letter.error.reason)
+        for start in range(0, len(bad), LETTERS):
+            some = bad[start : start + LETTERS]
+            sent = []
+            for letter in some:
+                key, value, headers = letters.encode(self._topics.memories, partition, letter)
+                sent.append(await self._publisher.enqueue(self._topics.dead_letters, value, key, headers=headers))
+            for confirmed in sent:
+                await confirmed
+            self.watermarks[partition].settle(np.array([letter.message.offset for letter in some], np.int64))
+            reasons = Counter(letter.error.reason for letter in some)
+            self.letters += reasons
+            first = some[0].message.offset
+            log.warning("events.rejected", partition=partition, offset=first, rows=len(some), reasons=dict(reasons))
 
     async def _announce_again(self, partition: int, batch: pa.RecordBatch) -> None:
         """Announce replayed rows that lie below already: the life before may have died before it could."""

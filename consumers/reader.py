@@ -8,7 +8,7 @@ a partition is paused polling goes on. Whatever is unexpected is raised and ends
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Protocol, Self
 
@@ -41,6 +41,9 @@ class Log(Protocol):
     def room(self, partition: int) -> int:
         """Return how many rows fit."""
 
+    def rows_in(self, message: Message) -> int:
+        """Return how many rows a message may become: no more than hot can ever make room for."""
+
     def reach(self, partition: int, position: int) -> None:
         """Take note that there is nothing to hand out below `position`."""
 
@@ -62,6 +65,7 @@ class Reader:
         self._settings, self._memories, self._handlers = settings, memories, handlers
         self._partitions, self._log, self._step_rows = list(partitions), log, min(RECORDS_MAX, slab_rows)
         self.paused: set[int] = set()
+        self._wanted: dict[int, int] = {}  # rows that a paused partition waits to have room for
         self._next: dict[int, int] = {}  # memories: the offset after the last one applied
         self._consumer = AIOKafkaConsumer(
             bootstrap_servers=settings.bootstrap,
@@ -134,24 +138,38 @@ class Reader:
 
     async def _handle(self, tp: TopicPartition, records: list[ConsumerRecord]) -> None:
         """Hand over in steps that fit one slab; where hot has no room, pause the partition at the first row left."""
-        for start in range(0, len(records), self._step_rows):
-            step = records[start : start + self._step_rows]
-            messages = [Message(r.key, r.value, r.headers, r.timestamp, r.offset) for r in step]
+        messages = [Message(r.key, r.value, r.headers, r.timestamp, r.offset) for r in records]
+        for step, rows in self._steps(tp.topic, messages):
             try:
-                await self._handlers[tp.topic].apply(tp.partition, messages)
+                await self._handlers[tp.topic].apply(tp.partition, step)
             except TierFull:
                 self._consumer.pause(tp)
-                self._consumer.seek(tp, messages[0].offset)
+                self._consumer.seek(tp, step[0].offset)
                 self.paused.add(tp.partition)
-                log.warning("partition.paused", partition=tp.partition, offset=messages[0].offset)
+                self._wanted[tp.partition] = max(self._step_rows, rows)
+                log.warning("partition.paused", partition=tp.partition, offset=step[0].offset, rows=rows)
                 return
             if tp.topic == self._memories:
-                self._next[tp.partition] = messages[-1].offset + 1
+                self._next[tp.partition] = step[-1].offset + 1
+
+    def _steps(self, topic: str, messages: list[Message]) -> Iterator[tuple[list[Message], int]]:
+        """Yield (messages, their rows): as many as have a step's rows, or one message that has more."""
+        step: list[Message] = []
+        total = 0
+        for message in messages:
+            rows = self._log.rows_in(message) if topic == self._memories else 1
+            if step and total + rows > self._step_rows:
+                yield step, total
+                step, total = [], 0
+            step.append(message)
+            total += rows
+        if step:
+            yield step, total
 
     def _resume(self) -> None:
         """Let partitions go on that have room for a whole step again."""
         for partition in list(self.paused):
-            if self._log.room(partition) >= self._step_rows:
+            if self._log.room(partition) >= self._wanted[partition]:
                 self._consumer.resume(TopicPartition(self._memories, partition))
                 self.paused.discard(partition)
                 log.info("partition.resumed", partition=partition)

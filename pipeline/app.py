@@ -40,6 +40,7 @@ from pipeline.topics import ensure_topics
 from producers.access import Access
 from producers.age import AgeMonitor
 from producers.changes import Changes
+from producers.columns import BATCH_ROWS
 from producers.decoder import Embed, EventDecoder
 from producers.events import Topics
 from producers.memories import MemoryProducer
@@ -192,7 +193,9 @@ async def open_node(settings: Settings) -> AsyncIterator[Node]:
             index=index,
             tiers=tiers,
             publisher=publisher,
-            producer=MemoryProducer(settings.kafka, publisher, epoch=manifest.epoch),
+            producer=MemoryProducer(
+                settings.kafka, publisher, epoch=manifest.epoch, rows_max=min(BATCH_ROWS, ingest.rows_max)
+            ),
             topics=topics,
             reader=reader,
             ingest=ingest,

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 import sys
-from collections.abc import Coroutine
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,6 +13,8 @@ import typer
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before NumPy: our own threads share the cores, BLAS must not
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
+from pipeline.cli_letters import letters_app
+from pipeline.cli_options import Config, Json, Set, run_async, settings_from
 from tiers.errors import InvalidRecord, IsothermError, ServiceMissing, SettingsError
 
 app = typer.Typer(
@@ -22,10 +22,8 @@ app = typer.Typer(
 )
 config_app = typer.Typer(help="Look at the settings.", no_args_is_help=True)
 app.add_typer(config_app, name="config")
+app.add_typer(letters_app, name="dead-letters")
 
-Json = Annotated[bool, typer.Option("--json", help="One JSON value instead of text.")]
-Config = Annotated[Path | None, typer.Option("--config", "-c", help="Settings file (TOML); see config/isotherm.toml.")]
-Set = Annotated[list[str] | None, typer.Option("--set", "-s", help="A setting, as in -s hot.capacity_rows=65536.")]
 Url = Annotated[str, typer.Option("--url", envvar="ISOTHERM_URL", help="The gateway.", show_default=True)]
 GATEWAY = "http://127.0.0.1:8080"
 
@@ -52,27 +50,6 @@ def fail(error: BaseException) -> None:
     print(f"isotherm: {error or type(error).__name__}", file=sys.stderr)
     usage = isinstance(error, SettingsError | InvalidRecord)
     sys.exit(2 if usage else 3 if isinstance(error, ServiceMissing) else 1)
-
-
-def run_async(work: Coroutine[Any, Any, Any]) -> Any:
-    """Run a coroutine on uvloop (ISOTHERM_LOOP=asyncio for the standard loop; not a setting of the node)."""
-    if os.environ.pop("ISOTHERM_LOOP", "uvloop") == "asyncio":
-        return asyncio.run(work)
-    import uvloop
-
-    return uvloop.run(work)
-
-
-def settings_from(config: Path | None, given: list[str] | None) -> Any:
-    """Return the settings from file, environment and --set."""
-    from pipeline.settings import _value, load
-
-    pairs = [item.partition("=") for item in given or []]
-    for key, equals, _ in pairs:
-        if not equals:
-            raise SettingsError(f"--set {key}: write it as key=value")
-    environment = {name: value for name, value in os.environ.items() if name not in ("ISOTHERM_URL", "ISOTHERM_LOOP")}
-    return load(config, environment, {key: _value(value) for key, _, value in pairs})
 
 
 @app.command()
@@ -139,21 +116,26 @@ def run(config: Config = None, given: Set = None) -> None:
 @app.command()
 def publish(
     file: Annotated[
-        str, typer.Argument(help="JSON lines, each with id, text or vector, …; - for standard input.")
+        str,
+        typer.Argument(help="JSON lines (each with id, vector or text, …), Parquet or Arrow; - for standard input."),
     ] = "-",
+    rejects: Annotated[Path | None, typer.Option(help="Write what was refused here, a JSON line each.")] = None,
     url: Url = GATEWAY,
     as_json: Json = False,
 ) -> None:
-    """Publish JSON lines to the log through a gateway; says how many were rejected.
+    """Publish a file of memories to the log through a gateway; exit 1 when some were rejected.
 
     Example: echo '{"id": "a", "text": "hello"}' | isotherm publish
     """
-    from pipeline.client import publish_lines
+    from pipeline.publish import publish_file
 
-    with sys.stdin if file == "-" else Path(file).open() as lines:
-        outcome = publish_lines(url, lines, quiet=as_json)
-    print(json.dumps(outcome) if as_json else f"published {outcome['published']}, rejected {outcome['rejected']}")
-    sys.exit(1 if outcome["rejected"] else 0)
+    done = publish_file(url, file, rejects, quiet=as_json)
+    if as_json:
+        said = {"published": done.published, "rejected": done.rejected, "errors": done.errors, "token": done.token}
+        print(json.dumps(said))
+    else:
+        print(f"published {done.published}, rejected {done.rejected}")
+    sys.exit(1 if done.rejected else 0)
 
 
 @app.command()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from types import TracebackType
 from typing import Any, Self
 from urllib.parse import quote
@@ -16,7 +16,6 @@ from rich.table import Table
 
 from tiers.errors import InvalidRecord, IsothermError, ServiceMissing
 
-BATCH = 200  # lines published with one request
 TIMEOUT_S = 30.0
 
 
@@ -27,6 +26,14 @@ class GatewayError(IsothermError):
         super().__init__(f"{problem.get('title')}: {problem.get('detail')}")
         self.problem = problem
         self.retriable = problem.get("status") in (429, 503, 504)
+
+
+class Refused(InvalidRecord):
+    """The gateway refused what it was sent; `position` is that of the memory in the body, None where it is the body."""
+
+    def __init__(self, problem: dict[str, Any]) -> None:
+        super().__init__(problem.get("reason") or problem.get("field", "invalid"), problem["detail"])
+        self.position: int | None = problem.get("position")
 
 
 class Client:
@@ -49,6 +56,10 @@ class Client:
     def publish(self, memories: list[dict[str, Any]]) -> str:
         """Publish memories; returns the token."""
         return str(self._ask("POST", "/v1/memories", json=memories)["token"])
+
+    def publish_body(self, body: bytes, kind: str) -> str:
+        """Publish an encoded body (JSON, NDJSON, msgpack or Arrow); returns the token. Refused names the position."""
+        return str(self._ask("POST", "/v1/memories", content=body, headers={"content-type": kind})["token"])
 
     def delete(self, identifier: str) -> str:
         """Publish a delete; returns the token."""
@@ -90,58 +101,18 @@ class Client:
             return None
         if response.is_success:
             return response.json()
-        problem = response.json()
-        if response.status_code == 400:
-            raise InvalidRecord(problem.get("field", "invalid"), problem["detail"])
+        try:
+            problem = dict(response.json())
+        except ValueError as error:
+            raise self._missing(error) from error
+        if response.status_code in (400, 413, 415):
+            raise Refused(problem)
         raise GatewayError(problem)
 
     def _missing(self, error: Exception) -> ServiceMissing:
         return ServiceMissing(
             f"the gateway does not answer at {self.url} ({error}); start one with `isotherm up`, or name it with --url"
         )
-
-
-def publish_lines(url: str, lines: Iterable[str], *, quiet: bool) -> dict[str, Any]:
-    """Publish JSON lines in batches, with progress; returns counts and the last token."""
-    outcome: dict[str, Any] = {"published": 0, "rejected": 0, "errors": [], "token": None}
-    console = Console(stderr=True, quiet=quiet)
-    with Client(url) as client, console.status("publishing") as status:
-        waiting: list[dict[str, Any]] = []
-        for number, line in enumerate(lines, 1):
-            if line.strip():
-                try:
-                    waiting.append(json.loads(line))
-                except json.JSONDecodeError as error:
-                    _reject(outcome, f"line {number}: {error}")
-            if len(waiting) >= BATCH:
-                _publish(client, waiting, outcome)
-                waiting = []
-                status.update(f"published {outcome['published']}")
-        _publish(client, waiting, outcome)
-    for reason in outcome["errors"]:
-        console.print(reason, style="red")
-    return outcome
-
-
-def _publish(client: Client, memories: list[dict[str, Any]], outcome: dict[str, Any]) -> None:
-    """Publish together; where the gateway refuses, one by one, so that a bad record costs only itself."""
-    if not memories:
-        return
-    try:
-        outcome["token"] = client.publish(memories)
-        outcome["published"] += len(memories)
-    except InvalidRecord as error:
-        if len(memories) == 1:
-            _reject(outcome, f"{memories[0].get('id')!r}: {error}")
-            return
-        for memory in memories:
-            _publish(client, [memory], outcome)
-
-
-def _reject(outcome: dict[str, Any], reason: str) -> None:
-    outcome["rejected"] += 1
-    if len(outcome["errors"]) < 20:
-        outcome["errors"].append(reason)
 
 
 def table_of_hits(answer: dict[str, Any]) -> None:

@@ -66,10 +66,10 @@ class MemoryManager:
             records = record.to_batch(list(records), shape)
         return await self.node.producer.send_batch(records)
 
-    async def publish(self, batch: Sequence[tuple[str, bytes | None]]) -> str:
-        """Publish encoded events (None deletes) in order; returns the token."""
+    async def publish(self, batch: Sequence[tuple[str, bytes | None]], kind: str = events.JSON_TYPE) -> str:
+        """Publish events encoded as `kind` (None deletes) in order; returns the token."""
         producer = self.node.producer
-        futures = [await producer.publish(identifier, value) for identifier, value in batch]
+        futures = [await producer.publish(identifier, value, kind) for identifier, value in batch]
         return producer.token(await asyncio.gather(*futures))
 
     async def delete(self, identifier: str) -> str:

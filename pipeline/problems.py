@@ -21,8 +21,19 @@ from tiers.errors import (
 
 log = structlog.get_logger()
 
+
+class TooLarge(InvalidRecord):
+    """A body has more bytes than are taken."""
+
+
+class Unsupported(InvalidRecord):
+    """A body is of a type or encoding that is not read."""
+
+
 MEDIA_TYPE = "application/problem+json"
 _STATUS: tuple[tuple[type[IsothermError], int, str], ...] = (
+    (TooLarge, 413, "too-large"),
+    (Unsupported, 415, "unsupported"),
     (InvalidRecord, 400, "invalid"),
     (Replaying, 503, "replaying"),
     (NotYet, 504, "not-yet"),

@@ -14,7 +14,9 @@ async def ensure_topics(settings: KafkaSettings, topics: Topics) -> None:
     """Create what is missing; SettingsError when a topic has another partition count than `kafka.partitions`.
 
     The log keeps everything by default (retention.ms = -1): it is the truth of what is not yet durable below (R1).
-    Advice is short-lived: an hour.
+    Advice is short-lived: an hour. Memories lie uncompressed, so that the broker unpacks what a producer compressed and
+    holds it against its size limit: a batch of 5 KB that unpacks to 5 GB is refused to its producer. The client library
+    unpacks a batch whole, without a limit; vectors hardly compress anyway.
     """
     admin = AIOKafkaAdminClient(bootstrap_servers=settings.bootstrap)
     try:
@@ -29,7 +31,10 @@ async def ensure_topics(settings: KafkaSettings, topics: Topics) -> None:
                 name=name,
                 num_partitions=1 if name == topics.dead_letters else settings.partitions,
                 replication_factor=settings.replication,
-                topic_configs={"retention.ms": "3600000" if name in (topics.access, topics.age) else "-1"},
+                topic_configs={
+                    "retention.ms": "3600000" if name in (topics.access, topics.age) else "-1",
+                    **({"compression.type": "uncompressed"} if name == topics.memories else {}),
+                },
             )
             for name in topics
             if name not in present

@@ -2,17 +2,17 @@
 
 | topic         | value                                        | key  |
 |---------------|----------------------------------------------|------|
-| memories      | JSON event (`Event`); null deletes           | id   |
+| memories      | JSON (`Event`) or msgpack (`PackedEvent`), one record; null deletes | id |
+| memories      | Arrow stream, many rows of one partition (`columns`)                | any |
 | access        | Arrow stream of ACCESS, advice               | null |
 | age           | Arrow stream of AGE, advice                  | null |
 | changes       | JSON `Change`                                | null |
-| dead-letters  | the bad input whole; position and reason in headers | as it came |
+| dead-letters  | the bad input whole (`letters`)              | as it came |
 """
 
 from __future__ import annotations
 
 import base64
-import hashlib
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any, NamedTuple
@@ -24,9 +24,9 @@ import pyarrow as pa
 from tiers.errors import InvalidRecord
 from tiers.record import Floats
 
-DEAD_LETTER_BYTES_MAX = 1_000_000  # beyond this the letter carries hash and position only
-HEADER_BYTES = 19  # what a letter adds to a header: "original-" and two lengths
 JSON_TYPE = "application/json"
+MSGPACK_TYPE = "application/msgpack"
+ARROW_TYPE = "application/vnd.apache.arrow.stream"
 EVENT_TYPE = "io.isotherm.memory"
 
 Headers = Sequence[tuple[str, bytes]]
@@ -58,6 +58,20 @@ class Event(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_defau
     text: str | None = None
     payload: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
     attributes: dict[str, Any] | None = None
+    event_time: datetime | None = None
+    ttl_s: float | None = None
+
+
+class PackedEvent(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """An upsert as msgpack. `vector` is a list of floats or the bytes of little-endian float32; not with `text`.
+
+    A payload of bytes is kept as it is, any other value becomes JSON; times are RFC 3339 text or msgpack timestamps.
+    """
+
+    vector: list[float] | bytes | None = None
+    text: str | None = None
+    payload: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+    attributes: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
     event_time: datetime | None = None
     ttl_s: float | None = None
 
@@ -94,10 +108,11 @@ def encode_event(
     )
 
 
-def event_headers(source: str) -> list[tuple[str, bytes]]:
-    """Return the CloudEvents (binary mode) headers of an upsert."""
+def event_headers(source: str, identifier: str, kind: str = JSON_TYPE) -> list[tuple[str, bytes]]:
+    """Return the CloudEvents (binary mode) headers of an event; (source, identifier) name no other one."""
     return [
-        ("content-type", JSON_TYPE.encode()),
+        ("content-type", kind.encode()),
+        ("ce_id", identifier.encode()),
         ("ce_specversion", b"1.0"),
         ("ce_type", EVENT_TYPE.encode()),
         ("ce_source", source.encode()),
@@ -195,28 +210,3 @@ def decode_change(value: bytes | None) -> Change:
         return _change.decode(value or b"")
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise InvalidRecord("change", f"not a change: {error}") from error
-
-
-# -- dead letters --------------------------------------------------------------------------------------------------
-
-
-def dead_letter(
-    topic: str, partition: int, message: Message, error: InvalidRecord
-) -> tuple[bytes | None, bytes | None, list[tuple[str, bytes]]]:
-    """Return (key, value, headers) of the letter for a message that cannot be applied."""
-    headers = [
-        ("isotherm-topic", topic.encode()),
-        ("isotherm-partition", str(partition).encode()),
-        ("isotherm-offset", str(message.offset).encode()),
-        ("isotherm-row", b"0"),
-        ("isotherm-reason", error.reason.encode()),
-        ("isotherm-message", str(error).encode("utf-8", "backslashreplace")[:500]),
-    ]
-    value, key = message.value, message.key
-    size = len(value or b"") + len(key or b"")
-    size += sum(HEADER_BYTES + len(name.encode()) + len(item or b"") for name, item in message.headers)
-    if size > DEAD_LETTER_BYTES_MAX:
-        headers.append(("isotherm-sha256", hashlib.sha256(value or b"").hexdigest().encode()))
-        return None, None, headers
-    headers += [(f"original-{name}", item) for name, item in message.headers]
-    return key, value, headers

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
+import time
+import uuid
 from collections.abc import Mapping
-from datetime import UTC, datetime
+from datetime import datetime
 from types import TracebackType
 from typing import Any, Self
 
-import msgspec
 import numpy as np
 import pyarrow as pa
 
-from producers import events
+from producers import columns, events, judge
 from producers.decoder import check_vector
 from producers.publisher import UNKNOWN_OFFSET, KafkaSettings, Position, Publisher
 from tiers import record
@@ -25,14 +27,22 @@ SOURCE = "isotherm/python"
 class MemoryProducer:
     """Publishes upserts and deletes; each call answers with a token for read-your-writes (`at_least`).
 
-    Use it as an async context manager. `publisher` lets a node share its own connection.
+    Use it as an async context manager. `publisher` lets a node share its own connection; `rows_max` is of a message.
     """
 
-    def __init__(self, settings: KafkaSettings, publisher: Publisher | None = None, *, epoch: int = 0) -> None:
+    def __init__(
+        self,
+        settings: KafkaSettings,
+        publisher: Publisher | None = None,
+        *,
+        epoch: int = 0,
+        rows_max: int = columns.BATCH_ROWS,
+    ) -> None:
         self._own = publisher is None
         self._publisher = publisher if publisher is not None else Publisher(settings)
         self._topic = events.Topics.under(settings.prefix).memories
-        self._epoch = epoch
+        self._epoch, self._rows_max = epoch, rows_max
+        self._run, self._count = uuid.uuid4().hex, itertools.count()  # together the CloudEvents id of each event
 
     @classmethod
     def from_settings(cls, settings: KafkaSettings | None = None) -> MemoryProducer:
@@ -81,32 +91,35 @@ class MemoryProducer:
         value = events.encode_event(vector, payload, attributes, event_time, ttl_s)
         return await self.publish(identifier, value)
 
-    async def publish(self, identifier: str, value: bytes | None) -> asyncio.Future[Position]:
-        """Publish an encoded event, or None to delete, without waiting."""
+    async def publish(
+        self, identifier: str, value: bytes | None, kind: str = events.JSON_TYPE
+    ) -> asyncio.Future[Position]:
+        """Publish an event encoded as `kind` (JSON or msgpack), or None to delete, without waiting."""
         key = record.check_id(identifier).encode()
-        return await self._publisher.enqueue(self._topic, value, key, headers=events.event_headers(SOURCE))
+        return await self._publisher.enqueue(self._topic, value, key, headers=self._headers(kind))
 
     async def send_batch(self, batch: pa.RecordBatch) -> str:
-        """Publish every row of a batch with the record columns; returns the token of all.
+        """Publish every row of a batch, many to a message, and wait for the broker; returns the token of all.
 
-        `version` is ignored, `expires_at` becomes the time to live from the event on. InvalidRecord before anything of
-        the row is sent, LogUnavailable.
+        The columns are those of `producers.columns` (the record columns are among them; `version` is ignored), a row
+        with `deleted` is a delete, and of an id that comes twice the last row wins. All rows are checked before any is
+        sent: InvalidRecord names the first bad row. LogUnavailable: some rows may be in the log all the same.
         """
+        return await self.send_rows(_checked(batch))
+
+    async def send_rows(self, rows: pa.RecordBatch) -> str:
+        """Publish rows that `columns.read` returned and `judge` has judged; see `send_batch`."""
+        count = await self._publisher.partitions(self._topic)
+        home = record.partitions(rows["id"].view(pa.string()), count)
         futures = []
-        for row in record.rows_of(batch):
-            value = None if row.vector is None else self._value(row.vector, row)
-            futures.append(await self.publish(row.id, value))
+        for number in np.unique(home).tolist():
+            for value in columns.messages(rows.take(pa.array(np.flatnonzero(home == number))), self._rows_max):
+                headers = self._headers(events.ARROW_TYPE)
+                futures.append(await self._publisher.enqueue(self._topic, value, None, number, headers))
         return self.token(await asyncio.gather(*futures))
 
-    @staticmethod
-    def _value(vector: Floats, row: record.Row) -> bytes:
-        try:
-            payload = msgspec.json.decode(row.payload) if row.payload else None
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
-            raise InvalidRecord("payload", f"{row.id!r}: a payload on a JSON event is JSON itself") from error
-        event_time = datetime.fromtimestamp(row.event_time / 1000, UTC)
-        ttl_s = (row.expires_at - row.event_time) / 1000 if row.expires_at is not None else None
-        return events.encode_event(vector, payload, row.attributes, event_time, ttl_s)
+    def _headers(self, kind: str) -> list[tuple[str, bytes]]:
+        return events.event_headers(SOURCE, f"{self._run}-{next(self._count)}", kind)
 
     async def delete(self, identifier: str) -> str:
         """Publish a delete and wait for the broker; returns its token."""
@@ -122,3 +135,16 @@ class MemoryProducer:
         for partition, offset in positions:
             highest[partition] = max(offset, highest.get(partition, offset))
         return events.encode_token(highest, self._epoch)
+
+
+def _checked(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """Return the rows as they will be sent; InvalidRecord names the first that is bad."""
+    columns.check_schema(batch.schema)
+    try:
+        rows = columns.plain(batch)
+    except pa.ArrowException as error:
+        raise InvalidRecord("arrow", f"the batch is not valid: {error}") from error
+    _, faults = judge.judge(rows, columns.dim_of(rows), None, time.time_ns() // 1_000_000)
+    for at, fault in faults.items():
+        raise InvalidRecord(fault.reason, f"row {at}: {fault}")
+    return rows

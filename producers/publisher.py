@@ -78,6 +78,13 @@ class Publisher:
         """Flush what was sent and disconnect."""
         await self._producer.stop()
 
+    async def partitions(self, topic: str) -> int:
+        """Return how many partitions a topic has; LogUnavailable when the broker does not say."""
+        try:
+            return len(await self._producer.partitions_for(topic))
+        except KafkaError as error:
+            raise LogUnavailable(f"{topic}: {error!r}") from error
+
     async def enqueue(
         self,
         topic: str,

@@ -115,6 +115,11 @@ class HotMemory:
 
     # -- ingest's two steps ------------------------------------------------------------------------------------------
 
+    @property
+    def capacity(self) -> int:
+        """Rows of all slabs."""
+        return len(self._slabs) * self._rows
+
     def room(self, partition: int) -> int:
         """Return how many rows of a partition could be reserved now."""
         return self._left(partition) + len(self._free) * self._rows

@@ -14,6 +14,7 @@ Pure functions only. A batch has the columns of `schema(dim, attributes)`:
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -32,6 +33,8 @@ PAYLOAD_BYTES_MAX = 256 * 1024
 EPOCH_BITS, OFFSET_BITS, ROW_BITS = 6, 41, 16
 ROW_MAX = (1 << ROW_BITS) - 1
 OFFSET_MAX = (1 << OFFSET_BITS) - 1
+
+_control = re.compile("[\x00-\x1f\x7f-\x9f]").search
 
 #: What an attribute may be declared as, and the Arrow type that holds it.
 ATTRIBUTE_TYPES: Mapping[str, pa.DataType] = {
@@ -115,7 +118,7 @@ def check_id(identifier: str) -> str:
         raise InvalidRecord("id_not_utf8", "the id is not UTF-8 text") from error
     if not 1 <= size <= ID_BYTES_MAX:
         raise InvalidRecord("id_size", f"an id has 1 to {ID_BYTES_MAX} bytes, this one {size}")
-    if any(ord(c) < 32 or 127 <= ord(c) < 160 for c in identifier):
+    if _control(identifier):
         raise InvalidRecord("id_control", "an id has no control characters")
     return identifier
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 
+import pyarrow as pa
 import pytest
 
 from consumers.ingest import Ingest
-from producers import events
+from consumers.reader import Reader
+from producers import columns, events
 from producers.decoder import EventDecoder
 from producers.events import Message
 from tests.consumers.world import TOPICS, P, World
@@ -178,6 +180,105 @@ def test_a_key_in_the_wrong_partition_is_quarantined():
     assert [None, None] == [world.index.find(name) for name in theirs]
     assert 3 == world.index.find(ours).partition
     assert 1 == world.marks[P].dirty
+
+
+# -- many rows in one message ----------------------------------------------------------------------------------------
+
+
+def many(offset: int, *names: str) -> Message:
+    """Return an Arrow message; "-a" deletes a, "!" is a row without an id."""
+    ids = [None if name == "!" else name.removeprefix("-") for name in names]
+    deleted = [name.startswith("-") for name in names]
+    vectors = [None if name.startswith("-") else vector_of(name, offset) for name in names]
+    rows = {
+        "id": pa.array(ids, pa.string()),
+        "vector": pa.array(vectors, SHAPE.field("vector").type),
+        "deleted": pa.array(deleted),
+    }
+    return Message(
+        None, columns.encode(pa.record_batch(rows)), [("content-type", events.ARROW_TYPE.encode())], NOW_MS, offset
+    )
+
+
+def test_rows_of_one_message_are_settled_one_by_one():
+    """The watermark passes a message when every row of it is durable below, superseded, or an acknowledged letter."""
+    world = World()
+    apply(world, many(0, "a", "b", "a", "!", "c"), good("d", 1))
+
+    assert [("0", "id_missing")] == letters(world)
+    assert (0, 4) == (world.marks[P].value, world.marks[P].dirty)
+    assert record.pack_version(0, 0, 2) == world.index.find("a").version
+
+    world.finish(world.move(HOT, WARM, "a", "b"), check=False)
+    assert (0, 2) == (world.marks[P].value, world.marks[P].dirty)
+
+    apply(world, many(2, "-c", "d", "d"))
+    assert (2, 2) == (world.marks[P].value, world.marks[P].dirty)
+
+    world.finish(world.move(HOT, COLD, "c", "d"), check=False)
+    assert (3, 0) == (world.marks[P].value, world.marks[P].dirty)
+
+
+def test_many_letters_are_all_written():
+    """A message of nothing but bad rows leaves a letter for each, and is done."""
+    world = World(hot_rows=8 * 700)
+    apply(world, many(0, *["!"] * 600))
+
+    assert [("0", "id_missing")] * 600 == letters(world)
+    assert [str(row).encode() for row in range(600)] == [
+        dict(sent[2])["isotherm-row"] for sent in world.publisher.sent[TOPICS.dead_letters]
+    ]
+    assert ({"id_missing": 600}, 1) == (dict(world.ingest.letters), world.marks[P].value)
+
+
+def test_a_message_that_hot_could_not_always_take_is_a_letter():
+    """A message may have an eighth of hot's rows: it is refused, rather than waited for for ever."""
+    world = World(hot_rows=64)
+    apply(world, many(0, *"abcdefgh"), many(1, *"abcdefghi"))
+
+    assert [("1", "arrow_size")] == letters(world)
+    assert 8 == len(world.in_hot())
+
+
+def test_a_message_that_does_not_fit_now_changes_nothing():
+    """Room is checked in rows: TierFull leaves everything as it was, and the same message is taken later."""
+    world = World(hot_rows=64)
+    for at in range(8):
+        apply(world, many(at, *(f"{at}-{n}" for n in range(8))))
+    before = repr(world.index), repr(world.marks[P]), world.in_hot()
+    with pytest.raises(TierFull):
+        apply(world, many(8, "a", "b", "!"))
+
+    assert before == (repr(world.index), repr(world.marks[P]), world.in_hot())
+    assert [] == letters(world)
+
+    world.finish(world.move(HOT, COLD, *(f"0-{n}" for n in range(8))), check=False)
+    apply(world, many(8, "a", "b", "!"))
+
+    assert [("8", "id_missing")] == letters(world)
+
+
+def test_steps_are_measured_in_rows():
+    """The reader hands over as many messages as have a step's rows, one that has more alone, none out of order."""
+    world = World(hot_rows=8 * 64)
+    reader = Reader.__new__(Reader)
+    reader._memories, reader._log, reader._step_rows = "m", world.ingest, 8
+    messages = [good("a", 0), many(1, *"abcdefg"), good("b", 2), many(3, *"abcdefghijkl"), good("c", 4), good("d", 5)]
+    steps = [([message.offset for message in step], rows) for step, rows in reader._steps("m", messages)]
+
+    assert [([0, 1], 8), ([2], 1), ([3], 12), ([4, 5], 2)] == steps
+
+
+def test_replay_finds_the_rows_of_a_message_again():
+    """After a crash rows that lie below are not appended again, rows of the same message that do not are."""
+    world = World()
+    apply(world, many(0, "a", "b", "c"))
+    world.finish(world.move(HOT, WARM, "b"), check=False)
+    world.commit()
+    life = world.crash()
+    life.finish(life.ingest.apply(P, [many(0, "a", "b", "c")]), check=False)
+
+    assert (0, {"a", "c"}, 2) == (life.committed, {row[0] for row in life.in_hot()}, life.marks[P].dirty)
 
 
 # -- replay ----------------------------------------------------------------------------------------------------------

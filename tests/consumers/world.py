@@ -62,6 +62,7 @@ class FakePublisher:
 
     async def enqueue(self, topic, value, key=None, partition=None, headers=()) -> Confirmed:
         """See producers.publisher."""
+        assert not (key is None and value is None), "aiokafka sends no message without key and value"
         self._trace.append("publish.sent")
         await moment()
         self.sent.setdefault(topic, []).append((key, value, list(headers)))

@@ -17,7 +17,8 @@ from pipeline.settings import Settings, load
 
 ROOT = Path(__file__).parents[2]
 ISOTHERM = [sys.executable, "-m", "pipeline.cli"]
-COMMANDS = ("demo", "up", "run", "publish", "delete", "get", "search", "tiers", "changes", "config")
+COMMANDS = ("demo", "up", "run", "publish", "delete", "get", "search", "tiers", "changes", "dead-letters", "config")
+GROUPS = {"dead-letters": ("list", "show", "replay")}
 
 
 def isotherm(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -34,7 +35,8 @@ def test_every_command_has_help_with_an_example() -> None:
     for command in COMMANDS:
         assert command in whole.stdout
     for command in COMMANDS[:-1]:
-        assert re.search(r"Example: .*isotherm", isotherm(command, "--help").stdout), command
+        for words in [(command, inner) for inner in GROUPS.get(command, ())] or [(command,)]:
+            assert re.search(r"Example: .*isotherm", isotherm(*words, "--help").stdout), words
 
 
 @pytest.mark.unit
@@ -53,6 +55,9 @@ def test_every_command_has_help_with_an_example() -> None:
         ),
         (["get", "x", "--url", "http://127.0.0.1:1"], 3, "the gateway does not answer at http://127.0.0.1:1"),
         (["search"], 2, "give either words or --vector"),
+        (["publish", "/nowhere.jsonl"], 2, "/nowhere.jsonl: No such file"),
+        (["dead-letters", "replay"], 2, "name positions, or a --reason"),
+        (["dead-letters", "list", "-s", "kafka.bootstrap=127.0.0.1:1"], 3, "Kafka does not answer at 127.0.0.1:1"),
     ],
 )
 def test_errors_are_one_line_with_their_exit_code(tmp_path: Path, arguments: list[str], code: int, says: str) -> None:

@@ -14,7 +14,7 @@ from consumers import subscribe_changes
 from pipeline import MemoryManager, Query
 from pipeline.settings import Settings
 from pipeline.stack import Stack
-from producers import MemoryProducer
+from producers import MemoryProducer, events
 from producers.publisher import Publisher
 from tests.nodes import DIM, rows, small, until
 from tiers import TierName
@@ -220,15 +220,11 @@ async def test_a_full_hot_pauses_the_log_and_loses_nothing(
     given = rows(800)
     async with MemoryManager.open(tight) as memory:
         await memory.ready()
-        await memory.store(given)
-        await until(lambda: _applied(memory, 800), 60)
+        positions, _ = events.decode_token(await memory.store(given))
+        await memory.node.ingest.wait(positions, 60)
         assert {row.id: row.payload for row in given} == await everything(memory)
         assert 256 >= (await memory.node.tiers[TierName.HOT].usage()).rows
     assert "partition.paused" in capsys.readouterr().out
-
-
-async def _applied(memory: MemoryManager, count: int) -> bool:
-    return sum(memory.node.ingest.applied(partition) for partition in memory.node.lanes) == count
 
 
 async def test_a_second_node_on_the_same_data_is_refused(settings: Settings) -> None:

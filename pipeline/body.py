@@ -1,0 +1,45 @@
+"""A request's body: bounded before it is read, never unpacked, and of a media type that says what it is."""
+
+from __future__ import annotations
+
+from starlette.requests import ClientDisconnect, Request
+
+from pipeline.problems import TooLarge, Unsupported
+from producers.events import ARROW_TYPE, JSON_TYPE, MSGPACK_TYPE
+from tiers.errors import InvalidRecord
+
+NDJSON_TYPE = "application/x-ndjson"
+#: What curl -d says of any body; it is read as JSON, as if nothing had been said.
+FORM_TYPE = "application/x-www-form-urlencoded"
+
+_KINDS = {kind: kind for kind in (JSON_TYPE, NDJSON_TYPE, MSGPACK_TYPE, ARROW_TYPE)}
+_KINDS |= {"": JSON_TYPE, FORM_TYPE: JSON_TYPE, "application/ndjson": NDJSON_TYPE, "application/jsonl": NDJSON_TYPE}
+
+
+async def read_body(request: Request, limit: int) -> bytes:
+    """Return the body; TooLarge past `limit` bytes, Unsupported when it is encoded."""
+    if request.headers.get("content-encoding", "identity") != "identity":
+        raise Unsupported("content-encoding", "send the body as it is: content encodings are refused")
+    if int(request.headers.get("content-length", 0)) > limit:  # the server has seen to it that it is a number
+        raise TooLarge("body", f"a body has at most {limit} bytes")
+    parts: list[bytes] = []
+    size = 0
+    try:
+        async for part in request.stream():
+            size += len(part)
+            if size > limit:
+                raise TooLarge("body", f"a body has at most {limit} bytes")
+            parts.append(part)
+    except ClientDisconnect as error:
+        raise InvalidRecord("body", "the connection ended before the body did; nothing was taken") from error
+    return b"".join(parts)
+
+
+def media_type(request: Request) -> str:
+    """Return which of the four a body is; Unsupported when it says that it is something else."""
+    said = request.headers.get("content-type", "")
+    kind = _KINDS.get(said.partition(";")[0].strip().lower())
+    if kind is None:
+        known = f"{JSON_TYPE}, {NDJSON_TYPE}, {MSGPACK_TYPE} and {ARROW_TYPE}"
+        raise Unsupported("content-type", f"content-type {said[:100]!r} is not known; use {known}")
+    return kind

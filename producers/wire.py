@@ -1,0 +1,132 @@
+"""From messages of the memories topic to one batch of valid rows, and a letter for each that is not. Pure.
+
+A message is one event (JSON, msgpack, or a null that deletes) or many rows (Arrow). The version of a row is the offset
+of its message and its place in it, so rows of one message are ordered among themselves too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+
+from producers import columns, ipc, judge
+from producers.decoder import EVENT_BYTES_MAX, NOT_FINITE, ZERO, EventDecoder, check_timestamp, kind_of, squares
+from producers.events import ARROW_TYPE, JSON_TYPE, Message
+from producers.letters import Letter
+from tiers import record
+from tiers.errors import InvalidRecord
+from tiers.record import Row
+
+RETAINED = 65_536  # bytes beyond twice its own that a batch may hold on to: a view of a message keeps all of it
+
+
+class Place(NamedTuple):
+    """Where messages come from: the log's incarnation, and which of how many partitions."""
+
+    epoch: int
+    partition: int
+    partitions: int
+
+
+class Decoded(NamedTuple):
+    """Rows in log order (an id may come twice), and what could not be applied."""
+
+    batch: pa.RecordBatch
+    letters: list[Letter]
+
+
+def rows(message: Message) -> int:
+    """Return how many rows a message says it has, cheaply; 1 for one that will be refused as a whole."""
+    if message.value is None or not message.headers or len(message.value) > EVENT_BYTES_MAX:
+        return 1
+    try:
+        if kind_of(message.headers) != ARROW_TYPE:
+            return 1
+        return ipc.inspect(message.value, record.ROW_MAX + 1, columns.BYTES_MAX).rows
+    except InvalidRecord:
+        return 1
+
+
+def decode(
+    decoder: EventDecoder, shape: pa.Schema, place: Place, messages: Sequence[Message], rows_max: int
+) -> Decoded:
+    """Return the rows of these messages; one with more than `rows_max` rows is refused."""
+    batches: list[pa.RecordBatch] = []
+    letters: list[Letter] = []
+    single: list[tuple[Row, Message]] = []
+    with np.errstate(over="ignore"):  # what is infinite in float32 is found by its length
+        for message in messages:
+            kind = JSON_TYPE
+            try:
+                kind = JSON_TYPE if message.value is None else kind_of(message.headers)
+                if kind == ARROW_TYPE:
+                    _flush(single, batches, letters, shape, place)
+                    batches.append(_arrow(decoder, shape, place, message, rows_max, letters))
+                else:
+                    single.append((decoder.decode(message, place.epoch, kind, measure=False), message))
+            except InvalidRecord as error:
+                letters.append(Letter(message, error, None if kind == ARROW_TYPE else 0))
+    _flush(single, batches, letters, shape, place)
+    if not batches:
+        return Decoded(record.to_batch([], shape), letters)
+    return Decoded(batches[0] if len(batches) == 1 else pa.concat_batches(batches), letters)
+
+
+def _wrong(home: int) -> InvalidRecord:
+    text = f"the id belongs to partition {home}: use Kafka's default (murmur2) partitioner"
+    return InvalidRecord("wrong_partition", text)
+
+
+def _flush(
+    single: list[tuple[Row, Message]],
+    batches: list[pa.RecordBatch],
+    letters: list[Letter],
+    shape: pa.Schema,
+    place: Place,
+) -> None:
+    """Make one batch of the rows that came one by one."""
+    if not single:
+        return
+    batch = record.to_batch([row for row, _ in single], shape)
+    lengths = squares(record.vectors_of(batch))
+    home = record.partitions(batch["id"], place.partitions)
+    with_vector = ~record.deleted_of(batch)
+    zero, endless = with_vector & (lengths == 0.0), ~np.isfinite(lengths)
+    bad = zero | endless | (home != place.partition)
+    for at in np.flatnonzero(bad).tolist():
+        error = InvalidRecord(*(ZERO if zero[at] else NOT_FINITE)) if zero[at] or endless[at] else _wrong(home[at])
+        letters.append(Letter(single[at][1], error))
+    batches.append(batch.filter(pa.array(~bad)) if bad.any() else batch)
+    single.clear()
+
+
+def _arrow(
+    decoder: EventDecoder, shape: pa.Schema, place: Place, message: Message, rows_max: int, letters: list[Letter]
+) -> pa.RecordBatch:
+    """Return the good rows of an Arrow message; add a letter for each bad one."""
+    value = message.value or b""
+    if len(value) > EVENT_BYTES_MAX:
+        raise InvalidRecord("event_size", f"an event has at most {EVENT_BYTES_MAX} bytes")
+    check_timestamp(message.timestamp_ms)
+    sent = columns.read(value, min(rows_max, columns.rows_max(decoder.dim)))
+    found, faults = judge.judge(sent, decoder.dim, decoder.attributes, message.timestamp_ms)
+    good = faults.good
+    home = record.partitions(found["id"], place.partitions)
+    for number in np.unique(home[good & (home != place.partition)]).tolist():
+        faults.mark(good & (home == number), *_reason(_wrong(number)))
+    letters += [Letter(message, error, row, sent) for row, error in faults.items()]
+    first = record.pack_version(place.epoch, message.offset)
+    found["version"] = pa.array(first + np.arange(sent.num_rows, dtype=np.int64))
+    batch = pa.RecordBatch.from_arrays([found[name] for name in shape.names], schema=shape)
+    if faults.any:
+        batch = batch.filter(pa.array(faults.good))
+    if max(len(value), batch.get_total_buffer_size()) > 2 * batch.nbytes + RETAINED:
+        batch = batch.take(pa.array(np.arange(batch.num_rows)))
+    return batch
+
+
+def _reason(error: InvalidRecord) -> tuple[str, str]:
+    return error.reason, str(error)
