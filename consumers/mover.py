@@ -158,6 +158,14 @@ class Mover:
         waiting = self._index.queue.list(partition, tier, limit)
         return await self._evict(tier, waiting, None) if waiting else 0
 
+    async def discard(self, partition: int, tier: TierName, keys: Sequence[Location]) -> None:
+        """Evict exactly these rows, which are queued and no homes, and take them out of the queue once answered."""
+        if tier is not TierName.GLACIER:
+            await self._evict(tier, keys, None)
+        elif keys:
+            await self.rewrite_glacier(partition, keys)
+            self._unqueue(tier, keys)
+
     async def rewrite_glacier(self, partition: int, drop: Sequence[Location]) -> int:
         """Drop rows from glacier and follow the others to where the new files hold them."""
         glacier: Rewrites = self._tiers[TierName.GLACIER]  # type: ignore[assignment]

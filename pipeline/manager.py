@@ -6,7 +6,6 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
-from functools import partial
 from typing import Any
 
 import msgspec
@@ -22,7 +21,6 @@ from tiers.errors import InvalidRecord, Replaying
 from tiers.record import Floats, Row
 from tiers.tier import Query, Result, TierName
 
-CLEANUP_ROWS = 10_000  # rows evicted in one job
 LIST_ROWS = 1_000  # rows fetched and yielded together when everything is listed
 
 
@@ -120,20 +118,21 @@ class MemoryManager:
             yield record.to_batch([row for row, _ in found.values()], shape)
 
     async def clear(self, tier: str | TierName) -> int:
-        """Delete every record whose home is this tier, for good; returns how many."""
-        name = tier if isinstance(tier, TierName) else TierName[tier.upper()]
+        """Delete every record whose home is this tier, for good; returns how many.
+
+        Replaying, InvalidRecord for a name that is no tier, TierFull, TierUnavailable, LogUnavailable (ask again).
+        """
+        try:
+            name = tier if isinstance(tier, TierName) else TierName[tier.upper()]
+        except KeyError as error:
+            known = ", ".join(each.word for each in TierName)
+            raise InvalidRecord("tier", f"{tier!r} is no tier; they are {known}") from error
         return await self.node.clearing.clear(name)
 
-    async def cleanup(self) -> None:
-        """Evict what is superseded and flush what is folded, now rather than in time; data stays."""
-        node = self.node
-        await node.access.flush()
-        for partition, lane in node.lanes.items():
-            for tier in (TierName.WARM, TierName.COLD):
-                while node.index.queue.list(partition, tier, 1):
-                    await lane.perform(partial(node.mover.evict_queued, partition, tier, CLEANUP_ROWS))
-            await lane.perform(partial(node.mover.compact, partition, CLEANUP_ROWS))
-        await node.commit.step()
+    async def cleanup(self) -> int:
+        """Evict what is superseded and flush what is folded, now rather than in time; returns the rows evicted."""
+        await self.node.access.flush()
+        return await self.node.clearing.cleanup()
 
     # -- looking -----------------------------------------------------------------------------------------------------
 
