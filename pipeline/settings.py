@@ -21,6 +21,7 @@ from consumers.demote import MoveSettings
 from producers.access import AccessSettings
 from producers.age import AgeSettings
 from producers.publisher import KafkaSettings
+from tiers import secret
 from tiers.cold import ColdSettings
 from tiers.errors import SettingsError
 from tiers.glacier import GlacierSettings
@@ -208,6 +209,8 @@ def shown(settings: Settings) -> dict[str, Any]:
     """Return the settings as plain values, passwords in URLs masked."""
     values: dict[str, Any] = msgspec.to_builtins(settings)
     values["warm"]["url"] = masked(settings.warm.url)
+    for table in (values["warm"], values["kafka"]["security"]):
+        table["password"] = secret.masked(table["password"])
     return values
 
 
