@@ -86,12 +86,16 @@ class MemoryManager:
                 raise InvalidRecord("token", "at_least was given for another log")
             timeout_ms = query.deadline_ms or node.settings.gateway.at_least_timeout_ms
             await node.ingest.wait(positions, timeout_ms / 1000)
-        if node.replaying():
-            raise Replaying(f"partitions {node.replaying()} are replaying the log; ask again soon")
+        self.check_ready()
         result = await read.retrieve(node.index, node.tiers, query, node.search_pool)
         result.freshness = self.freshness()
         node.access.note(result.hits)
         return result
+
+    def check_ready(self) -> None:
+        """Raise Replaying before the log has been replayed: until then absence means nothing (R7)."""
+        if replaying := self.node.replaying():
+            raise Replaying(f"partitions {replaying} are replaying the log; ask again soon")
 
     def _check(self, query: Query) -> None:
         if query.vector is not None:
@@ -102,8 +106,7 @@ class MemoryManager:
     async def retrieve_all(self) -> AsyncIterator[pa.RecordBatch]:
         """Yield every live record, each at its newest version at some moment of the listing, an id once."""
         node = self.node
-        if node.replaying():
-            raise Replaying(f"partitions {node.replaying()} are replaying the log; ask again soon")
+        self.check_ready()
         shape = record.schema(node.settings.dim, node.settings.attributes)
         ids = [
             segment.ids[row]

@@ -22,6 +22,7 @@ from consumers.subscribe import decode_cursor, subscribe_changes
 from pipeline.manager import MemoryManager
 from pipeline.metrics import Metrics
 from pipeline.problems import on_error, problem
+from pipeline.routes_operate import Operator
 from producers import events
 from producers.decoder import EventDecoder
 from producers.events import Event
@@ -73,6 +74,7 @@ class Gateway:
                 Route("/v1/search", self.search, methods=["POST"]),
                 Route("/v1/tiers", self.tiers, methods=["GET"]),
                 Route("/v1/changes", self.changes, methods=["GET"]),
+                *Operator(manager).routes(),
                 Route("/healthz", self.healthz, methods=["GET"]),
                 Route("/readyz", self.readyz, methods=["GET"]),
                 Route("/metrics", self.metrics, methods=["GET"]),

@@ -146,7 +146,13 @@ def last_move(what: Facts, past: History | None) -> dict[str, Any] | None:
     steps = past.steps if past is not None else []
     moves = [step for step in steps if (step.kind, step.version, step.target) == ("home", version, what.tier.word)]
     if moves:
-        return {"from": moves[-1].source, "to": what.tier.word, "reason": moves[-1].reason, "at": moves[-1].at}
+        told = next((step for step in reversed(moves) if step.reason != "recovered"), moves[-1])
+        return {"from": told.source, "to": told.target, "reason": told.reason, "at": time_text(told.at)}
     if what.moved_at:
-        return {"from": None, "to": what.tier.word, "reason": what.reason, "at": what.moved_at}
+        return {"from": None, "to": what.tier.word, "reason": what.reason, "at": time_text(what.moved_at)}
     return None
+
+
+def time_text(milliseconds: int) -> str:
+    """Return a time as the API writes it."""
+    return str(np.datetime64(milliseconds, "ms")) + "Z"
