@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 import sys
-from collections.abc import Coroutine
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,6 +13,9 @@ import typer
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before NumPy: our own threads share the cores, BLAS must not
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
+from pipeline import cli_ask
+from pipeline.cli_ask import GATEWAY, Url
+from pipeline.cli_options import Config, Json, Set, run_async, settings_from
 from tiers.errors import InvalidRecord, IsothermError, ServiceMissing, SettingsError
 
 app = typer.Typer(
@@ -23,12 +24,6 @@ app = typer.Typer(
 config_app = typer.Typer(help="Look at the settings.", no_args_is_help=True)
 app.add_typer(config_app, name="config")
 
-Json = Annotated[bool, typer.Option("--json", help="One JSON value instead of text.")]
-Config = Annotated[Path | None, typer.Option("--config", "-c", help="Settings file (TOML); see config/isotherm.toml.")]
-Set = Annotated[list[str] | None, typer.Option("--set", "-s", help="A setting, as in -s hot.capacity_rows=65536.")]
-Url = Annotated[str, typer.Option("--url", envvar="ISOTHERM_URL", help="The gateway.", show_default=True)]
-GATEWAY = "http://127.0.0.1:8080"
-
 
 def main() -> None:
     """Run the command line and turn our errors into one line and an exit code."""
@@ -36,6 +31,9 @@ def main() -> None:
         app()
     except BaseExceptionGroup as group:
         fail(_first(group))
+    except BrokenPipeError:  # `isotherm changes | head`: nobody listens any more
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
     except (IsothermError, TimeoutError) as error:
         fail(error)
 
@@ -48,31 +46,11 @@ def _first(error: BaseException) -> BaseException:
 
 
 def fail(error: BaseException) -> None:
-    """Print one line and exit: 2 for settings and bad input, 3 for a missing service, 1 for the rest."""
+    """Print one line and exit: 2 for settings and bad input, 3 for a service that does not answer, 1 for the rest."""
     print(f"isotherm: {error or type(error).__name__}", file=sys.stderr)
     usage = isinstance(error, SettingsError | InvalidRecord)
-    sys.exit(2 if usage else 3 if isinstance(error, ServiceMissing) else 1)
-
-
-def run_async(work: Coroutine[Any, Any, Any]) -> Any:
-    """Run a coroutine on uvloop (ISOTHERM_LOOP=asyncio for the standard loop; not a setting of the node)."""
-    if os.environ.pop("ISOTHERM_LOOP", "uvloop") == "asyncio":
-        return asyncio.run(work)
-    import uvloop
-
-    return uvloop.run(work)
-
-
-def settings_from(config: Path | None, given: list[str] | None) -> Any:
-    """Return the settings from file, environment and --set."""
-    from pipeline.settings import _value, load
-
-    pairs = [item.partition("=") for item in given or []]
-    for key, equals, _ in pairs:
-        if not equals:
-            raise SettingsError(f"--set {key}: write it as key=value")
-    environment = {name: value for name, value in os.environ.items() if name not in ("ISOTHERM_URL", "ISOTHERM_LOOP")}
-    return load(config, environment, {key: _value(value) for key, _, value in pairs})
+    unreachable = isinstance(error, ServiceMissing) or getattr(error, "retriable", False)
+    sys.exit(2 if usage else 3 if unreachable else 1)
 
 
 @app.command()
@@ -97,6 +75,7 @@ def up(
     data: Annotated[Path, typer.Option(help="Where everything is kept.")] = Path("isotherm-data"),
     config: Config = None,
     given: Set = None,
+    as_json: Json = False,
 ) -> None:
     """Run local servers and a node, in the foreground; data is kept.
 
@@ -111,20 +90,23 @@ def up(
             local = [f"data={data}", f"kafka.bootstrap={stack.kafka}", f"warm.url={stack.redis}", "embedder=wordllama"]
             settings = settings_from(config, local + (given or []))
             configure(settings.log)
-            await serve(settings, lambda _, address: _print_up(stack, address))
+            await serve(settings, lambda _, address: _print_up(stack, address, as_json))
 
     run_async(work())
 
 
-def _print_up(stack: Any, address: str) -> None:
+def _print_up(stack: Any, address: str, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps({"gateway": address, **{each.name: each.address for each in stack.services}}), flush=True)
+        return
     for service in stack.services:
         print(f"{service.software} {service.version}: {service.address}")
     print(f"gateway: {address}\nCtrl-C stops everything; the data stays.", flush=True)
 
 
 @app.command()
-def run(config: Config = None, given: Set = None) -> None:
-    """Run a node against the configured services.
+def run(config: Config = None, given: Set = None, as_json: Json = False) -> None:
+    """Run a node against the configured services; --json prints its gateway's address once it listens.
 
     Example: isotherm run --config config/isotherm.toml -s kafka.bootstrap=broker:9092
     """
@@ -133,7 +115,9 @@ def run(config: Config = None, given: Set = None) -> None:
 
     settings = settings_from(config, given)
     configure(settings.log)
-    run_async(serve(settings))
+    run_async(
+        serve(settings, lambda _, address: print(json.dumps({"gateway": address}), flush=True) if as_json else None)
+    )
 
 
 @app.command()
@@ -156,108 +140,30 @@ def publish(
     sys.exit(1 if outcome["rejected"] else 0)
 
 
-@app.command()
-def delete(ids: Annotated[list[str], typer.Argument()], url: Url = GATEWAY, as_json: Json = False) -> None:
-    """Publish deletes for these ids.
-
-    Example: isotherm delete a b
-    """
-    from pipeline.client import Client
-
-    with Client(url) as client:
-        tokens = {identifier: client.delete(identifier) for identifier in ids}
-    print(json.dumps(tokens) if as_json else f"deleted {len(tokens)}")
-
-
-@app.command()
-def get(identifier: Annotated[str, typer.Argument(metavar="ID")], url: Url = GATEWAY, as_json: Json = False) -> None:
-    """Show the newest version of a memory and the tier it is in; exit 1 when there is none.
-
-    Example: isotherm get a
-    """
-    from pipeline.client import Client
-
-    with Client(url) as client:
-        found = client.get(identifier)
-    if found is None:
-        raise typer.Exit(1)
-    print(json.dumps(found) if as_json else json.dumps(found, indent=2))
-
-
-@app.command()
-def search(
-    text: Annotated[str | None, typer.Argument(help="Words, where the node has an embedder.")] = None,
-    vector: Annotated[str | None, typer.Option(help="A JSON list of floats instead of words.")] = None,
-    k: Annotated[int, typer.Option(help="How many.")] = 10,
-    url: Url = GATEWAY,
-    as_json: Json = False,
-) -> None:
-    """Find the nearest memories.
-
-    Example: isotherm search "compress a file with gzip" --k 5
-    """
-    from pipeline.client import Client, table_of_hits
-
-    if (text is None) == (vector is None):
-        raise InvalidRecord("search", "give either words or --vector")
-    asked = {"text": text} if vector is None else {"vector": json.loads(vector)}
-    with Client(url) as client:
-        answer = client.search(k=k, **asked)
-    if as_json:
-        print(json.dumps(answer))
-    else:
-        table_of_hits(answer)
-
-
-@app.command()
-def tiers(
-    watch: Annotated[bool, typer.Option("--watch", help="Show it live until Ctrl-C.")] = False,
-    url: Url = GATEWAY,
-    as_json: Json = False,
-) -> None:
-    """Show what each tier holds and what moves between them.
-
-    Example: isotherm tiers --watch
-    """
-    from pipeline.client import Client, show_tiers
-
-    with Client(url) as client:
-        if as_json:
-            print(json.dumps(client.tiers()))
-        else:
-            show_tiers(client, watch=watch)
-
-
-@app.command()
-def changes(
-    start: Annotated[str, typer.Option("--from", help="beginning, end, or a cursor.")] = "end",
-    url: Url = GATEWAY,
-    as_json: Json = False,
-) -> None:
-    """Follow the change feed until Ctrl-C.
-
-    Example: isotherm changes --from beginning
-    """
-    from pipeline.client import Client
-
-    with Client(url) as client:
-        for cursor, change in client.changes(start):
-            if as_json:
-                print(json.dumps({"cursor": cursor, **change}), flush=True)
-            else:
-                target = change["to"] or "gone"
-                print(f"{cursor}  {change['from']} -> {target}  {len(change['ids'])} ({change['reason']})", flush=True)
+for command in cli_ask.COMMANDS:
+    app.command()(command)
 
 
 @config_app.command("show")
-def config_show(config: Config = None, given: Set = None) -> None:
-    """Print the settings in force as JSON, passwords masked.
+def config_show(config: Config = None, given: Set = None, as_json: Json = False) -> None:
+    """Print the settings in force as JSON, secrets masked; --json on one line.
 
     Example: isotherm config show -s dim=384
     """
     from pipeline.settings import shown
 
-    print(json.dumps(shown(settings_from(config, given)), indent=2))
+    print(json.dumps(shown(settings_from(config, given)), indent=None if as_json else 2))
+
+
+@config_app.command("schema")
+def config_schema(as_json: Json = False) -> None:
+    """Print the JSON Schema of the settings, for editors and for checking a file; --json on one line.
+
+    Example: isotherm config schema > isotherm.schema.json
+    """
+    from pipeline.settings import schema
+
+    print(json.dumps(schema(), indent=None if as_json else 2))
 
 
 if __name__ == "__main__":

@@ -205,6 +205,12 @@ def check(settings: Settings) -> None:
 _LEVELS = ("debug", "info", "warning", "error")
 
 
+def schema() -> dict[str, Any]:
+    """Return the JSON Schema of a settings file: every key, its type and its default."""
+    made: dict[str, Any] = msgspec.json.schema(Settings)
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "Isotherm", **made}
+
+
 def shown(settings: Settings) -> dict[str, Any]:
     """Return the settings as plain values, passwords in URLs masked."""
     values: dict[str, Any] = msgspec.to_builtins(settings)
