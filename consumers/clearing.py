@@ -1,115 +1,261 @@
 """Clearing a tier for good: no restart and no replay brings its rows back. Runs in each partition's lane.
 
-What lies below in older versions goes first, so that clearing the newest never uncovers an older one. Hot's rows are
-in the log: the manifest remembers below which offset a replay leaves rows out. The lower tiers are cleared only after
-hot has been drained and the watermark committed, so that no replay can meet their rows.
+Two things could bring a cleared row back, and each is closed before the row goes:
+
+- an older version below. What is queued of the same ids is evicted first, so that no rebuild finds it.
+- the log. Hot's rows are in it: the manifest remembers below which offset a replay leaves rows out. For a lower tier
+  hot is drained, oldest first, until the watermark has passed the rows that will be cleared, and is committed.
+
+    hot:    snapshot -> evict older versions -> remember the offset -> announce -> drop
+    below:  snapshot -> drain, commit -> note the clearing -> evict older versions -> announce -> drop and queue
+            -> evict -> strike the note
+
+"Note" and "remember" are durable, in the manifest. A crash after the note is finished at the next start (`resume`),
+before anything moves; one before it has changed nothing. Between note and strike the lane must not go on: a row moved
+into the tier then could not be told from those that were to be cleared. So a tier that refuses the eviction ends the
+process (R4), and the start after it finishes the work.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import sys
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from functools import partial
+from typing import Protocol
 
 import numpy as np
+import numpy.typing as npt
+import structlog
 
-from consumers.commit import Commit
 from consumers.ingest import Ingest
 from consumers.lane import Lane
 from consumers.mover import Mover
 from producers.changes import Changes
 from tiers import record
+from tiers.errors import LogUnavailable, OutcomeUnknown, Replaying, TierError
 from tiers.hot import HotMemory
 from tiers.index import Index
-from tiers.tier import Location, Tier, TierName
+from tiers.segment import NO_COPY, Segment
+from tiers.tier import NO_SLOT, Location, TierName
 
-ROWS_MAX = 10_000  # rows drained or evicted in one step
+log = structlog.get_logger()
+
+DRAIN_ROWS = 2_000  # rows of hot that leave together
+ROWS_MAX = 50_000  # rows cleared together: bounds what is listed and queued at once
+BELOW_HOT = (TierName.WARM, TierName.COLD, TierName.GLACIER)
+
+
+class Notes(Protocol):
+    """What must survive the process; each call is durable when it returns."""
+
+    def cleared_below(self, partition: int) -> int:
+        """Return the offset below which a replay leaves out what is only in the log."""
+
+    def remember(self, partition: int, offset: int) -> None:
+        """Set that offset."""
+
+    def begin(self, partition: int, tier: TierName, below: int) -> None:
+        """Note that the homes in `tier` whose offset is lower than `below` are being cleared."""
+
+    def end(self, partition: int) -> None:
+        """Strike that note."""
+
+    def unfinished(self) -> Mapping[int, tuple[TierName, int]]:
+        """Return the notes by partition: (tier, below)."""
+
+
+class Commits(Protocol):
+    """What commits watermarks, and knows what was acknowledged."""
+
+    async def step(self) -> int:
+        """Commit now."""
+
+    def acknowledged(self, partition: int) -> int:
+        """Return the offset below which no replay can start."""
 
 
 class Clearing:
-    """`clear` empties one tier over all partitions; `remember` makes a cleared offset durable before rows go."""
+    """`clear` empties one tier over all partitions; `resume` finishes what the life before had begun."""
 
     def __init__(
         self,
         index: Index,
-        tiers: Mapping[TierName, Tier],
         hot: HotMemory,
         mover: Mover,
         changes: Changes,
         ingest: Ingest,
-        commit: Commit,
+        commit: Commits,
         lanes: Mapping[int, Lane],
-        remember: Callable[[int, int], None],
+        notes: Notes,
     ) -> None:
-        self._index, self._tiers, self._hot, self._mover = index, tiers, hot, mover
-        self._changes, self._ingest, self._commit, self._lanes = changes, ingest, commit, lanes
-        self._remember = remember
+        self._index, self._hot, self._mover, self._changes = index, hot, mover, changes
+        self._ingest, self._commit, self._lanes, self._notes = ingest, commit, lanes, notes
 
     async def clear(self, tier: TierName) -> int:
-        """Delete every record whose home is `tier` now; returns how many went."""
+        """Delete every record whose home is `tier` now; returns how many went.
+
+        Partition by partition: an error leaves those before it cleared, and asking again goes on. Replaying before the
+        log is replayed; TierFull, TierUnavailable, LogUnavailable with nothing of the partition changed.
+        """
+        behind = [partition for partition in self._lanes if not self._ingest.ready(partition)]
+        if behind:
+            raise Replaying(f"partitions {behind} are replaying the log; clear when they are done")
         cleared: list[int] = []
+        job = self._clear_hot if tier is TierName.HOT else partial(self._clear_below, tier)
         for partition, lane in self._lanes.items():
-            job = self._clear_hot if tier is TierName.HOT else partial(self._clear_below, tier)
-            await lane.perform(partial(self._count, job, partition, cleared))
+            await lane.perform(partial(_collect, job, partition, cleared))
+        log.warning("tier.cleared", tier=tier.word, records=sum(cleared))
         return sum(cleared)
 
-    @staticmethod
-    async def _count(job: Callable[[int], object], partition: int, cleared: list[int]) -> None:
-        cleared.append(await job(partition))  # type: ignore[misc]
+    async def cleanup(self) -> int:
+        """Evict the superseded rows that are queued now, and what glacier's compaction finds; returns how many."""
+        evicted: list[int] = []
+        for partition, lane in self._lanes.items():
+            for tier in (TierName.WARM, TierName.COLD):
+                job = partial(self._mover.evict_queued, limit=ROWS_MAX)
+                for _ in range(-(-self._index.queue.count(partition, tier) // ROWS_MAX)):
+                    await lane.perform(partial(_collect, partial(job, tier=tier), partition, evicted))
+            await lane.perform(partial(_collect, partial(self._mover.compact, limit=ROWS_MAX), partition, evicted))
+        await self._commit.step()
+        return sum(evicted)
+
+    # -- hot ---------------------------------------------------------------------------------------------------------
 
     async def _clear_hot(self, partition: int) -> int:
-        await self._evict_older(partition)
-        position = self._ingest.applied(partition)
+        position = self._ingest.applied(partition)  # every home in hot lies below it: one loop step makes both
         keys = self._homes(TierName.HOT, partition)
-        self._remember(partition, position)
+        await self._evict_older(partition, keys)
+        keys = self._still(TierName.HOT, keys)
+        before = self._notes.cleared_below(partition)
+        self._notes.remember(partition, position)
+        try:
+            await self._announce(partition, TierName.HOT, keys)
+        except LogUnavailable:
+            self._notes.remember(partition, before)  # nothing has gone yet, and nothing will
+            raise
         self._ingest.cleared_below[partition] = position
-        keys = [where for where in keys if self._alive(TierName.HOT, where)]
-        versions = np.array([where.version for where in keys], np.int64)
+        keys = self._still(TierName.HOT, keys)
         self._hot.evict_now(keys)
         self._index.drop((where.id, where.version) for where in keys)
+        versions = np.array([where.version for where in keys], np.int64)
         self._ingest.watermarks[partition].settle(record.offsets(versions))
-        await self._announce(partition, TierName.HOT, keys)
         return len(keys)
+
+    # -- below -------------------------------------------------------------------------------------------------------
 
     async def _clear_below(self, tier: TierName, partition: int) -> int:
-        target = TierName.COLD if tier is TierName.WARM else TierName.WARM
-        position = self._ingest.applied(partition)
-        while dirty := [
-            w for w in self._homes(TierName.HOT, partition) if record.unpack_version(w.version)[1] < position
-        ]:
-            pairs = [(where.id, where.version) for where in dirty[:ROWS_MAX]]
-            await self._mover.move(partition, TierName.HOT, target, "cleared", pairs)
+        found = [record.offsets(segment.version[rows]) for segment, rows in self._rows(tier, partition)]
+        below = 1 + int(np.concatenate(found).max(initial=-1))
+        if not below:
+            return 0
+        await self._drain(partition, below, TierName.COLD if tier is TierName.WARM else TierName.WARM)
+        self._notes.begin(partition, tier, below)
+        return await self._finish(partition, tier, below)
+
+    async def resume(self) -> int:
+        """Finish the clearings that the life before had noted; before lanes run, and before the log is replayed."""
+        cleared = 0
+        for partition, (tier, below) in self._notes.unfinished().items():
+            if partition in self._lanes:
+                count = await self._finish(partition, tier, below)
+                cleared += count
+                log.warning("clearing.resumed", partition=partition, tier=tier.word, records=count)
+        return cleared
+
+    async def _drain(self, partition: int, below: int, target: TierName) -> None:
+        """Move hot's oldest rows to `target` until no replay can start below `below`."""
+        mark = self._ingest.watermarks[partition]
+        while mark.value < below:
+            dirty = sorted(self._homes(TierName.HOT, partition), key=lambda where: where.version)
+            if not dirty:
+                break  # dead letters hold the watermark; they settle by themselves
+            pairs = [(where.id, where.version) for where in dirty[:DRAIN_ROWS]]
+            await self._mover.move(partition, TierName.HOT, target, "drained", pairs)
         await self._commit.step()
-        await self._evict_older(partition)
-        keys = self._homes(tier, partition)
-        await self._announce(partition, tier, keys)
-        if tier is TierName.GLACIER:
-            await self._mover.rewrite_glacier(partition, keys)
-        else:
-            await self._tiers[tier].evict(keys, None)
+        if self._commit.acknowledged(partition) < below:
+            raise LogUnavailable(f"partition {partition}: a replay could still bring rows back; clear again")
+
+    async def _finish(self, partition: int, tier: TierName, below: int) -> int:
+        """Drop the homes below an offset, durably; the clearing is noted already.
+
+        LogUnavailable: what could not be announced stays, and the clearing is over.
+        """
+        done = 0
+        while keys := self._homes(tier, partition, below, ROWS_MAX):
+            try:
+                await self._evict_older(partition, keys)
+                keys = self._still(tier, keys)
+                await self._announce(partition, tier, keys)
+                gone = self._still(tier, keys)
+                self._drop(tier, gone)
+                await self._mover.discard(partition, tier, keys)
+            except LogUnavailable:
+                self._notes.end(partition)
+                raise
+            except TierError as error:
+                raise OutcomeUnknown(
+                    f"{tier.word} is being cleared of partition {partition}, and a tier refused: {error}; "
+                    "the next start finishes it"
+                ) from error
+            done += len(gone)
+        self._notes.end(partition)
+        return done
+
+    def _drop(self, tier: TierName, keys: Sequence[Location]) -> None:
+        """One loop step: no reader finds these any more, their copies go, and their rows wait for eviction (R3)."""
+        for where in keys:
+            entry = self._index.find(where.id)
+            if entry is not None and entry.copy != NO_COPY:
+                self._hot.evict_now([Location(where.id, where.version, where.partition, entry.copy)])
+            self._index.queue.add(tier, where)
         self._index.drop((where.id, where.version) for where in keys)
-        return len(keys)
 
-    async def _evict_older(self, partition: int) -> None:
-        for tier in (TierName.WARM, TierName.COLD):
-            while self._index.queue.list(partition, tier, 1):
-                await self._mover.evict_queued(partition, tier, ROWS_MAX)
-        while self._index.queue.list(partition, TierName.GLACIER, 1):
-            await self._mover.compact(partition, ROWS_MAX)
+    # -- both --------------------------------------------------------------------------------------------------------
 
-    def _homes(self, tier: TierName, partition: int) -> list[Location]:
-        found: list[Location] = []
+    async def _evict_older(self, partition: int, keys: Sequence[Location]) -> None:
+        """Evict what is queued of these ids, glacier last: a superseded tombstone there covers rows above (R5).
+
+        In the lane nothing more of them can be queued without their version changing, and then they are not cleared.
+        """
+        for tier in BELOW_HOT:
+            queued = [key for where in keys for key in self._index.queue.of(where.id) if key.tier == tier]
+            rows = [Location(key.id, key.version, partition, key.slot) for key in queued]
+            rows = [where for where in rows if where.slot != NO_SLOT or tier is TierName.WARM]
+            if rows:
+                await self._mover.discard(partition, tier, rows)
+
+    def _rows(self, tier: TierName, partition: int) -> Iterator[tuple[Segment, npt.NDArray[np.intp]]]:
+        """Yield each segment and which of its rows are at home there."""
         for segment in self._index.segments():
             n = segment.count
-            rows = segment.alive[:n] & (segment.home[:n] == tier) & (segment.partition[:n] == partition)
-            for row in np.flatnonzero(rows).tolist():
+            mask = segment.alive[:n] & (segment.home[:n] == tier) & (segment.partition[:n] == partition)
+            yield segment, np.flatnonzero(mask)
+
+    def _homes(
+        self, tier: TierName, partition: int, below: int = sys.maxsize, limit: int = sys.maxsize
+    ) -> list[Location]:
+        """Return up to `limit` rows at home there, of offsets lower than `below`."""
+        found: list[Location] = []
+        for segment, rows in self._rows(tier, partition):
+            older = rows[record.offsets(segment.version[rows]) < below]
+            for row in older[: limit - len(found)].tolist():
                 found.append(Location(segment.ids[row], int(segment.version[row]), partition, int(segment.slot[row])))
         return found
 
-    def _alive(self, tier: TierName, where: Location) -> bool:
-        entry = self._index.find(where.id)
-        return entry is not None and (entry.version, entry.home) == (where.version, tier)
+    def _still(self, tier: TierName, keys: Sequence[Location]) -> list[Location]:
+        """Return those that are at home there in this version, where they lie now (a rewrite may have moved them)."""
+        found: list[Location] = []
+        for where in keys:
+            entry = self._index.find(where.id)
+            if entry is not None and (entry.version, entry.home) == (where.version, tier):
+                found.append(Location(where.id, where.version, where.partition, entry.slot))
+        return found
 
-    async def _announce(self, partition: int, tier: TierName, keys: list[Location]) -> None:
+    async def _announce(self, partition: int, tier: TierName, keys: Sequence[Location]) -> None:
         if keys:
             versions = np.array([where.version for where in keys], np.int64)
             await self._changes.publish(partition, tier, None, "cleared", [where.id for where in keys], versions)
+
+
+async def _collect(job: Callable[[int], Awaitable[int]], partition: int, into: list[int]) -> None:
+    into.append(await job(partition))

@@ -45,6 +45,7 @@ class Commit:
         self, settings: CommitSettings, reader: Commits, lease: Holds, watermarks: Mapping[int, Watermark]
     ) -> None:
         self._settings, self._reader, self._lease, self._watermarks = settings, reader, lease, watermarks
+        self._committing = asyncio.Lock()
         self._acknowledged = {partition: mark.value for partition, mark in watermarks.items()}
 
     def acknowledged(self, partition: int) -> int:
@@ -60,12 +61,16 @@ class Commit:
                 log.warning("offsets.uncommitted", error=str(error))
 
     async def step(self) -> int:
-        """Commit the watermarks that have advanced; returns how many."""
-        ahead = {p: m.value for p, m in self._watermarks.items() if m.value > self._acknowledged[p]}
-        for partition in ahead:
-            self._lease.check(partition)
-        if ahead:
-            await self._reader.commit(ahead)
-            self._acknowledged |= ahead
-            log.info("offsets.committed", offsets=ahead)
-        return len(ahead)
+        """Commit the watermarks that have advanced; returns how many.
+
+        One at a time: of two commits on their way the lower could land last, below what was acknowledged (R5).
+        """
+        async with self._committing:
+            ahead = {p: m.value for p, m in self._watermarks.items() if m.value > self._acknowledged[p]}
+            for partition in ahead:
+                self._lease.check(partition)
+            if ahead:
+                await self._reader.commit(ahead)
+                self._acknowledged |= ahead
+                log.info("offsets.committed", offsets=ahead)
+            return len(ahead)

@@ -84,7 +84,7 @@ class Ingest:
         batch = record.newest(decoded.batch)
         fresh = self._index.newer(batch["id"].to_pylist(), record.versions_of(batch))
         replayed = batch.filter(pa.array(~fresh)) if not fresh.all() else None
-        batch = self._without_cleared(partition, batch.filter(pa.array(fresh)) if replayed else batch)
+        batch = await self._without_cleared(partition, batch.filter(pa.array(fresh)) if replayed else batch)
         slots = await self._hot.reserve(batch, partition)
         first, end = messages[0].offset, messages[-1].offset + 1
         self._hot.publish(slots)
@@ -102,10 +102,15 @@ class Ingest:
         bad = len(decoded.letters)
         log.info("batch.ingested", partition=partition, offset=end, rows=batch.num_rows, bad=bad, took_ms=took_ms)
 
-    def _without_cleared(self, partition: int, batch: pa.RecordBatch) -> pa.RecordBatch:
-        below = self.cleared_below.get(partition, 0)
-        keep = record.offsets(record.versions_of(batch)) >= below
-        return batch if keep.all() else batch.filter(pa.array(keep))
+    async def _without_cleared(self, partition: int, batch: pa.RecordBatch) -> pa.RecordBatch:
+        """Leave out what was cleared, and announce it again: the life before may have died before it could."""
+        versions = record.versions_of(batch)
+        keep = record.offsets(versions) >= self.cleared_below.get(partition, 0)
+        if keep.all():
+            return batch
+        ids = batch["id"].filter(pa.array(~keep)).to_pylist()
+        await self._changes.publish(partition, TierName.HOT, None, "cleared", ids, versions[~keep])
+        return batch.filter(pa.array(keep))
 
     def _release(self, partition: int, masked: list[tuple[TierName, Location]]) -> None:
         """Drop superseded rows from hot at once (they were dirty: R2 settles them), queue those below (R3)."""

@@ -84,8 +84,8 @@ class Mover:
             self._index.queue.add(target, where)
         if target != TierName.WARM:  # warm's rows have no slot: pending and stored are the same key
             self._unqueue(target, [*pending, *(Location(at.id, at.version, partition) for at in stored)])
-        await self._changes.publish(partition, source, target, reason, receipt.ids, receipt.versions)
-        moved = self._rewrite_home(source, target, batch, receipt, stored, sources)
+        at_ms = await self._changes.publish(partition, source, target, reason, receipt.ids, receipt.versions)
+        moved = self._rewrite_home(source, target, batch, receipt, stored, sources, reason, at_ms)
         evicted = await self._evict(source, sources, receipt)
         self.moved[source.word, target.word] = self.moved.get((source.word, target.word), 0) + moved
         log.info(
@@ -121,10 +121,12 @@ class Mover:
         receipt: Receipt,
         stored: list[Location],
         sources: list[Location],
+        reason: str,
+        at_ms: int,
     ) -> int:
         """One loop step: the target rows become homes, the source rows become queued."""
         vectors = record.vectors_of(batch)
-        same = self._index.relocate(target, receipt.ids, receipt.versions, receipt.slots, vectors)
+        same = self._index.relocate(target, receipt.ids, receipt.versions, receipt.slots, vectors, reason, at_ms)
         for at in np.flatnonzero(same).tolist():
             self._index.queue.remove(target, stored[at])
             if source != TierName.HOT:
@@ -157,6 +159,14 @@ class Mover:
         """Evict up to `limit` superseded rows of a partition from warm or cold (glacier's go by `compact`)."""
         waiting = self._index.queue.list(partition, tier, limit)
         return await self._evict(tier, waiting, None) if waiting else 0
+
+    async def discard(self, partition: int, tier: TierName, keys: Sequence[Location]) -> None:
+        """Evict exactly these rows, which are queued and no homes, and take them out of the queue once answered."""
+        if tier is not TierName.GLACIER:
+            await self._evict(tier, keys, None)
+        elif keys:
+            await self.rewrite_glacier(partition, keys)
+            self._unqueue(tier, keys)
 
     async def rewrite_glacier(self, partition: int, drop: Sequence[Location]) -> int:
         """Drop rows from glacier and follow the others to where the new files hold them."""

@@ -18,7 +18,8 @@ from aiokafka.errors import KafkaConnectionError, KafkaError
 from aiokafka.structs import ConsumerRecord, OffsetAndMetadata
 
 from producers.events import Message
-from producers.publisher import KafkaSettings, missing
+from producers.publisher import KafkaSettings
+from producers.security import FORBIDDEN, forbidden, unreachable
 from tiers.errors import LogUnavailable, SettingsError, TierFull
 
 log = structlog.get_logger()
@@ -68,7 +69,7 @@ class Reader:
         self._wanted: dict[int, int] = {}  # rows that a paused partition waits to have room for
         self._next: dict[int, int] = {}  # memories: the offset after the last one applied
         self._consumer = AIOKafkaConsumer(
-            bootstrap_servers=settings.bootstrap,
+            **settings.client(),
             group_id=f"{settings.prefix}.node",
             enable_auto_commit=False,
             auto_offset_reset="none",
@@ -83,7 +84,7 @@ class Reader:
             await self._consumer.start()
         except KafkaConnectionError as error:
             await self._consumer.stop()
-            raise missing(self._settings.bootstrap) from error
+            raise await unreachable(self._settings.bootstrap, self._settings.security) from error
         self._consumer.assign([TopicPartition(topic, p) for topic in self._handlers for p in self._partitions])
         return self
 
@@ -103,7 +104,10 @@ class Reader:
         ends = await self._consumer.end_offsets(memories)
         starts: dict[int, int] = {}
         for tp in memories:
-            committed = await self._consumer.committed(tp)
+            try:
+                committed = await self._consumer.committed(tp)
+            except FORBIDDEN as error:
+                raise forbidden(error, self._settings.bootstrap) from error
             start = begins[tp] if committed is None else committed
             if not begins[tp] <= start <= ends[tp]:
                 raise SettingsError(

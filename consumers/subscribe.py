@@ -12,7 +12,8 @@ from aiokafka.errors import KafkaConnectionError
 
 from producers import events
 from producers.events import Change
-from producers.publisher import KafkaSettings, missing
+from producers.publisher import KafkaSettings
+from producers.security import unreachable
 from tiers.errors import InvalidRecord
 
 log = structlog.get_logger()
@@ -52,9 +53,7 @@ async def subscribe_changes(
     A home move announced twice (delivery is at least once) is yielded once. ServiceMissing, InvalidRecord.
     """
     settings = settings if settings is not None else KafkaSettings.from_environment()
-    consumer = AIOKafkaConsumer(
-        bootstrap_servers=settings.bootstrap, enable_auto_commit=False, auto_offset_reset="none", group_id=None
-    )
+    consumer = AIOKafkaConsumer(**settings.client(), enable_auto_commit=False, auto_offset_reset="none", group_id=None)
     try:
         await consumer.start()
         topic = events.Topics.under(settings.prefix).changes
@@ -75,7 +74,7 @@ async def subscribe_changes(
                     if change is not None:
                         yield Announced(change, tp.partition, message.offset, encode_cursor(positions))
     except KafkaConnectionError as error:
-        raise missing(settings.bootstrap) from error
+        raise await unreachable(settings.bootstrap, settings.security) from error
     finally:
         await consumer.stop()
 

@@ -34,7 +34,7 @@ from consumers.reader import Handler, Reader
 from consumers.upkeep import Upkeep
 from consumers.watermark import Watermark
 from pipeline.embed import load_embedder
-from pipeline.manifest import DataDirectory, Manifest
+from pipeline.manifest import Clearances, DataDirectory, Manifest
 from pipeline.settings import Settings
 from pipeline.topics import ensure_topics
 from producers.access import Access
@@ -178,10 +178,9 @@ async def open_node(settings: Settings) -> AsyncIterator[Node]:
         commit = Commit(settings.commit, reader, lease, watermarks)
         log.info("node.opened", partitions=len(owned), index=len(index), start=starts, end=ends)
 
-        def remember(partition: int, offset: int) -> None:
-            manifest.cleared_below[str(partition)] = offset
-            directory.save(manifest)
-
+        notes = Clearances(directory, manifest)
+        clearing = Clearing(index, hot, mover, changes, ingest, commit, lanes, notes)
+        await clearing.resume()
         access = Access(settings.access, publisher, topics.access, settings.kafka.partitions, now_ms)
         search_pool = SerialExecutor("search", settings.index.search_threads)
         stack.callback(search_pool.close)
@@ -202,7 +201,7 @@ async def open_node(settings: Settings) -> AsyncIterator[Node]:
             mover=mover,
             commit=commit,
             access=access,
-            clearing=Clearing(index, tiers, hot, mover, changes, ingest, commit, lanes, remember),
+            clearing=clearing,
             lanes=lanes,
             search_pool=search_pool,
             embed=embed,

@@ -13,6 +13,8 @@ import typer
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before NumPy: our own threads share the cores, BLAS must not
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
+from pipeline import cli_ask
+from pipeline.cli_ask import GATEWAY, Url
 from pipeline.cli_letters import letters_app
 from pipeline.cli_options import Config, Json, Set, run_async, settings_from
 from tiers.errors import InvalidRecord, IsothermError, ServiceMissing, SettingsError
@@ -24,9 +26,6 @@ config_app = typer.Typer(help="Look at the settings.", no_args_is_help=True)
 app.add_typer(config_app, name="config")
 app.add_typer(letters_app, name="dead-letters")
 
-Url = Annotated[str, typer.Option("--url", envvar="ISOTHERM_URL", help="The gateway.", show_default=True)]
-GATEWAY = "http://127.0.0.1:8080"
-
 
 def main() -> None:
     """Run the command line and turn our errors into one line and an exit code."""
@@ -34,6 +33,9 @@ def main() -> None:
         app()
     except BaseExceptionGroup as group:
         fail(_first(group))
+    except BrokenPipeError:  # `isotherm changes | head`: nobody listens any more
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
     except (IsothermError, TimeoutError) as error:
         fail(error)
 
@@ -46,10 +48,11 @@ def _first(error: BaseException) -> BaseException:
 
 
 def fail(error: BaseException) -> None:
-    """Print one line and exit: 2 for settings and bad input, 3 for a missing service, 1 for the rest."""
+    """Print one line and exit: 2 for settings and bad input, 3 for a service that does not answer, 1 for the rest."""
     print(f"isotherm: {error or type(error).__name__}", file=sys.stderr)
     usage = isinstance(error, SettingsError | InvalidRecord)
-    sys.exit(2 if usage else 3 if isinstance(error, ServiceMissing) else 1)
+    unreachable = isinstance(error, ServiceMissing) or getattr(error, "retriable", False)
+    sys.exit(2 if usage else 3 if unreachable else 1)
 
 
 @app.command()
@@ -74,6 +77,7 @@ def up(
     data: Annotated[Path, typer.Option(help="Where everything is kept.")] = Path("isotherm-data"),
     config: Config = None,
     given: Set = None,
+    as_json: Json = False,
 ) -> None:
     """Run local servers and a node, in the foreground; data is kept.
 
@@ -88,20 +92,23 @@ def up(
             local = [f"data={data}", f"kafka.bootstrap={stack.kafka}", f"warm.url={stack.redis}", "embedder=wordllama"]
             settings = settings_from(config, local + (given or []))
             configure(settings.log)
-            await serve(settings, lambda _, address: _print_up(stack, address))
+            await serve(settings, lambda _, address: _print_up(stack, address, as_json))
 
     run_async(work())
 
 
-def _print_up(stack: Any, address: str) -> None:
+def _print_up(stack: Any, address: str, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps({"gateway": address, **{each.name: each.address for each in stack.services}}), flush=True)
+        return
     for service in stack.services:
         print(f"{service.software} {service.version}: {service.address}")
     print(f"gateway: {address}\nCtrl-C stops everything; the data stays.", flush=True)
 
 
 @app.command()
-def run(config: Config = None, given: Set = None) -> None:
-    """Run a node against the configured services.
+def run(config: Config = None, given: Set = None, as_json: Json = False) -> None:
+    """Run a node against the configured services; --json prints its gateway's address once it listens.
 
     Example: isotherm run --config config/isotherm.toml -s kafka.bootstrap=broker:9092
     """
@@ -110,7 +117,9 @@ def run(config: Config = None, given: Set = None) -> None:
 
     settings = settings_from(config, given)
     configure(settings.log)
-    run_async(serve(settings))
+    run_async(
+        serve(settings, lambda _, address: print(json.dumps({"gateway": address}), flush=True) if as_json else None)
+    )
 
 
 @app.command()
@@ -138,108 +147,30 @@ def publish(
     sys.exit(1 if done.rejected else 0)
 
 
-@app.command()
-def delete(ids: Annotated[list[str], typer.Argument()], url: Url = GATEWAY, as_json: Json = False) -> None:
-    """Publish deletes for these ids.
-
-    Example: isotherm delete a b
-    """
-    from pipeline.client import Client
-
-    with Client(url) as client:
-        tokens = {identifier: client.delete(identifier) for identifier in ids}
-    print(json.dumps(tokens) if as_json else f"deleted {len(tokens)}")
-
-
-@app.command()
-def get(identifier: Annotated[str, typer.Argument(metavar="ID")], url: Url = GATEWAY, as_json: Json = False) -> None:
-    """Show the newest version of a memory and the tier it is in; exit 1 when there is none.
-
-    Example: isotherm get a
-    """
-    from pipeline.client import Client
-
-    with Client(url) as client:
-        found = client.get(identifier)
-    if found is None:
-        raise typer.Exit(1)
-    print(json.dumps(found) if as_json else json.dumps(found, indent=2))
-
-
-@app.command()
-def search(
-    text: Annotated[str | None, typer.Argument(help="Words, where the node has an embedder.")] = None,
-    vector: Annotated[str | None, typer.Option(help="A JSON list of floats instead of words.")] = None,
-    k: Annotated[int, typer.Option(help="How many.")] = 10,
-    url: Url = GATEWAY,
-    as_json: Json = False,
-) -> None:
-    """Find the nearest memories.
-
-    Example: isotherm search "compress a file with gzip" --k 5
-    """
-    from pipeline.client import Client, table_of_hits
-
-    if (text is None) == (vector is None):
-        raise InvalidRecord("search", "give either words or --vector")
-    asked = {"text": text} if vector is None else {"vector": json.loads(vector)}
-    with Client(url) as client:
-        answer = client.search(k=k, **asked)
-    if as_json:
-        print(json.dumps(answer))
-    else:
-        table_of_hits(answer)
-
-
-@app.command()
-def tiers(
-    watch: Annotated[bool, typer.Option("--watch", help="Show it live until Ctrl-C.")] = False,
-    url: Url = GATEWAY,
-    as_json: Json = False,
-) -> None:
-    """Show what each tier holds and what moves between them.
-
-    Example: isotherm tiers --watch
-    """
-    from pipeline.client import Client, show_tiers
-
-    with Client(url) as client:
-        if as_json:
-            print(json.dumps(client.tiers()))
-        else:
-            show_tiers(client, watch=watch)
-
-
-@app.command()
-def changes(
-    start: Annotated[str, typer.Option("--from", help="beginning, end, or a cursor.")] = "end",
-    url: Url = GATEWAY,
-    as_json: Json = False,
-) -> None:
-    """Follow the change feed until Ctrl-C.
-
-    Example: isotherm changes --from beginning
-    """
-    from pipeline.client import Client
-
-    with Client(url) as client:
-        for cursor, change in client.changes(start):
-            if as_json:
-                print(json.dumps({"cursor": cursor, **change}), flush=True)
-            else:
-                target = change["to"] or "gone"
-                print(f"{cursor}  {change['from']} -> {target}  {len(change['ids'])} ({change['reason']})", flush=True)
+for command in cli_ask.COMMANDS:
+    app.command()(command)
 
 
 @config_app.command("show")
-def config_show(config: Config = None, given: Set = None) -> None:
-    """Print the settings in force as JSON, passwords masked.
+def config_show(config: Config = None, given: Set = None, as_json: Json = False) -> None:
+    """Print the settings in force as JSON, secrets masked; --json on one line.
 
     Example: isotherm config show -s dim=384
     """
     from pipeline.settings import shown
 
-    print(json.dumps(shown(settings_from(config, given)), indent=2))
+    print(json.dumps(shown(settings_from(config, given)), indent=None if as_json else 2))
+
+
+@config_app.command("schema")
+def config_schema(as_json: Json = False) -> None:
+    """Print the JSON Schema of the settings, for editors and for checking a file; --json on one line.
+
+    Example: isotherm config schema > isotherm.schema.json
+    """
+    from pipeline.settings import schema
+
+    print(json.dumps(schema(), indent=None if as_json else 2))
 
 
 if __name__ == "__main__":

@@ -79,18 +79,27 @@ class Client:
         """Return the answer of GET /v1/tiers."""
         return dict(self._ask("GET", "/v1/tiers"))
 
+    def why(self, identifier: str) -> dict[str, Any] | None:
+        """Return the answer of GET /v1/why/{id}, or None."""
+        told: dict[str, Any] | None = self._ask("GET", f"/v1/why/{quote(identifier)}", absent=True)
+        return told
+
     def changes(self, start: str = "end") -> Iterator[tuple[str, dict[str, Any]]]:
-        """Yield (cursor, change) until the connection ends."""
+        """Yield (cursor, change) for as long as the gateway lives; ServiceMissing names the cursor to go on from."""
+        cursor = start
         try:
             with self._http.stream("GET", "/v1/changes", params={"from": start}, timeout=None) as response:
-                cursor = ""
+                if not response.is_success:
+                    response.read()
+                    raise self._failure(response)
                 for line in response.iter_lines():
                     if line.startswith("id: "):
                         cursor = line[4:]
                     elif line.startswith("data: "):
                         yield cursor, json.loads(line[6:])
         except httpx.TransportError as error:
-            raise self._missing(error) from error
+            raise self._missing(f"{error}; go on with --from {cursor}") from error
+        raise self._missing(f"it has ended the stream; go on with --from {cursor}")
 
     def _ask(self, method: str, path: str, *, absent: bool = False, **more: Any) -> Any:
         try:
@@ -101,15 +110,17 @@ class Client:
             return None
         if response.is_success:
             return response.json()
+        raise self._failure(response)
+
+    def _failure(self, response: httpx.Response) -> IsothermError:
+        """Return what a problem object means; what is none does not come from a gateway."""
         try:
             problem = dict(response.json())
-        except ValueError as error:
-            raise self._missing(error) from error
-        if response.status_code in (400, 413, 415):
-            raise Refused(problem)
-        raise GatewayError(problem)
+        except ValueError:
+            return self._missing(f"it says {response.status_code}, and not as a gateway does")
+        return Refused(problem) if response.status_code in (400, 413, 415) else GatewayError(problem)
 
-    def _missing(self, error: Exception) -> ServiceMissing:
+    def _missing(self, error: object) -> ServiceMissing:
         return ServiceMissing(
             f"the gateway does not answer at {self.url} ({error}); start one with `isotherm up`, or name it with --url"
         )

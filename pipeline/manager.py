@@ -7,7 +7,6 @@ import time
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import msgspec
@@ -23,8 +22,6 @@ from tiers.deadline import Deadline
 from tiers.errors import InvalidRecord, Replaying
 from tiers.record import Floats, Row
 from tiers.tier import Hit, Query, Result, TierName
-
-CLEANUP_ROWS = 10_000  # rows evicted in one job
 
 
 class MemoryManager:
@@ -89,13 +86,18 @@ class MemoryManager:
                 raise InvalidRecord("token", "at_least was given for another log")
             limit_s = node.settings.gateway.at_least_timeout_ms / 1000
             await node.ingest.wait(positions, limit_s if asked.left_s is None else min(limit_s, asked.left_s))
-        self._ready()
+        self.check_ready()
         left_ms = asked.left_s * 1000 if asked.left_s is not None else node.settings.gateway.deadline_ms
         query = replace(query, deadline_ms=left_ms)
         result = await read.retrieve(node.index, node.tiers, query, node.search_pool)
         result.freshness = self.freshness()
         node.access.note(result.hits)
         return result
+
+    def check_ready(self) -> None:
+        """Raise Replaying before the log has been replayed: until then absence means nothing (R7)."""
+        if replaying := self.node.replaying():
+            raise Replaying(f"partitions {replaying} are replaying the log; ask again soon")
 
     def _check(self, query: Query) -> None:
         limits = self.node.settings.gateway
@@ -111,10 +113,6 @@ class MemoryManager:
         if not query.tiers:
             raise InvalidRecord("tiers", "name at least one tier")
 
-    def _ready(self) -> None:
-        if self.node.replaying():
-            raise Replaying(f"partitions {self.node.replaying()} are replaying the log; ask again soon")
-
     async def retrieve_all(self, query: Query | None = None) -> AsyncIterator[pa.RecordBatch]:
         """Yield every live record that meets the criteria of `query`, as `pages` does, in batches of records."""
         shape = record.schema(self.node.settings.dim, self.node.settings.attributes)
@@ -127,27 +125,27 @@ class MemoryManager:
         Each at its newest version at some moment of the listing. TierUnavailable when a tier does not answer.
         """
         self._check(query)
-        self._ready()
-        async for hits in listing.everything(
-            read.Reading(self.node.index, self.node.tiers, query, self.node.search_pool)
-        ):
+        self.check_ready()
+        node = self.node
+        async for hits in listing.everything(read.Reading(node.index, node.tiers, query, node.search_pool)):
             yield hits
 
     async def clear(self, tier: str | TierName) -> int:
-        """Delete every record whose home is this tier, for good; returns how many."""
-        name = tier if isinstance(tier, TierName) else TierName[tier.upper()]
+        """Delete every record whose home is this tier, for good; returns how many.
+
+        Replaying, InvalidRecord for a name that is no tier, TierFull, TierUnavailable, LogUnavailable (ask again).
+        """
+        try:
+            name = tier if isinstance(tier, TierName) else TierName[tier.upper()]
+        except KeyError as error:
+            known = ", ".join(each.word for each in TierName)
+            raise InvalidRecord("tier", f"{tier!r} is no tier; they are {known}") from error
         return await self.node.clearing.clear(name)
 
-    async def cleanup(self) -> None:
-        """Evict what is superseded and flush what is folded, now rather than in time; data stays."""
-        node = self.node
-        await node.access.flush()
-        for partition, lane in node.lanes.items():
-            for tier in (TierName.WARM, TierName.COLD):
-                while node.index.queue.list(partition, tier, 1):
-                    await lane.perform(partial(node.mover.evict_queued, partition, tier, CLEANUP_ROWS))
-            await lane.perform(partial(node.mover.compact, partition, CLEANUP_ROWS))
-        await node.commit.step()
+    async def cleanup(self) -> int:
+        """Evict what is superseded and flush what is folded, now rather than in time; returns the rows evicted."""
+        await self.node.access.flush()
+        return await self.node.clearing.cleanup()
 
     # -- looking -----------------------------------------------------------------------------------------------------
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import uuid
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -13,12 +14,24 @@ import msgspec
 
 from pipeline.settings import Settings
 from tiers.errors import ServiceMissing, SettingsError
+from tiers.tier import TierName
 
 FROZEN = ("prefix", "partitions", "dim", "metric", "attributes")
 
 
+class Unfinished(msgspec.Struct, frozen=True):
+    """A clearing that has begun: homes in `tier` with offsets lower than `below`."""
+
+    tier: str
+    below: int
+
+
 class Manifest(msgspec.Struct, kw_only=True):
-    """`epoch` names the incarnation of the log; `cleared_below` are offsets of hot rows an operator cleared."""
+    """`epoch` names the incarnation of the log.
+
+    By partition: `cleared_below` are offsets below which a replay leaves out what an operator cleared from hot;
+    `clearing` are clearings of other tiers that have begun and not ended.
+    """
 
     node: str
     prefix: str
@@ -28,6 +41,7 @@ class Manifest(msgspec.Struct, kw_only=True):
     attributes: dict[str, str]
     epoch: int = 0
     cleared_below: dict[str, int] = {}
+    clearing: dict[str, Unfinished] = {}
 
 
 class DataDirectory:
@@ -70,7 +84,13 @@ class DataDirectory:
         if not file.exists():
             self.save(made)
             return made
-        found = msgspec.json.decode(file.read_bytes(), type=Manifest)
+        try:
+            found = msgspec.json.decode(file.read_bytes(), type=Manifest)
+        except msgspec.DecodeError as error:
+            raise SettingsError(
+                f"{file} is not a manifest ({error}): the disk or someone changed it; restore it from a backup of the "
+                "data directory (a copy of another node's will not do)"
+            ) from error
         for name in FROZEN:
             if getattr(found, name) != getattr(made, name):
                 raise SettingsError(
@@ -92,3 +112,37 @@ class DataDirectory:
             os.fsync(directory)
         finally:
             os.close(directory)
+
+
+class Clearances:
+    """What the manifest says of clearings (see consumers.clearing.Notes); every change is on disk at return.
+
+    The write holds the loop for two fsyncs: an operator's command, a few a partition, and nothing may come between.
+    """
+
+    def __init__(self, directory: DataDirectory, manifest: Manifest) -> None:
+        self._directory, self._manifest = directory, manifest
+
+    def cleared_below(self, partition: int) -> int:
+        """Return the offset below which a replay leaves out what is only in the log."""
+        return self._manifest.cleared_below.get(str(partition), 0)
+
+    def remember(self, partition: int, offset: int) -> None:
+        """Set that offset."""
+        self._manifest.cleared_below[str(partition)] = offset
+        self._directory.save(self._manifest)
+
+    def begin(self, partition: int, tier: TierName, below: int) -> None:
+        """Note that a clearing of a lower tier begins."""
+        self._manifest.clearing[str(partition)] = Unfinished(tier.word, below)
+        self._directory.save(self._manifest)
+
+    def end(self, partition: int) -> None:
+        """Note that it has ended."""
+        self._manifest.clearing.pop(str(partition), None)
+        self._directory.save(self._manifest)
+
+    def unfinished(self) -> Mapping[int, tuple[TierName, int]]:
+        """Return the clearings that have begun and not ended, by partition: (tier, below)."""
+        notes = self._manifest.clearing.items()
+        return {int(partition): (TierName[note.tier.upper()], note.below) for partition, note in notes}

@@ -20,6 +20,7 @@ from pipeline.body import read_body
 from pipeline.manager import MemoryManager
 from pipeline.metrics import Metrics
 from pipeline.problems import on_error, problem
+from pipeline.routes_operate import Operator
 from pipeline.routes_publish import Publishing
 from pipeline.routes_read import Reads
 from producers import events
@@ -45,6 +46,7 @@ class Gateway:
                 *Reads(manager, self._metrics, self._decoder, self._body).routes,
                 Route("/v1/tiers", self.tiers, methods=["GET"]),
                 Route("/v1/changes", self.changes, methods=["GET"]),
+                *Operator(manager).routes(),
                 Route("/healthz", self.healthz, methods=["GET"]),
                 Route("/readyz", self.readyz, methods=["GET"]),
                 Route("/metrics", self.metrics, methods=["GET"]),

@@ -21,6 +21,7 @@ from consumers.demote import MoveSettings
 from producers.access import AccessSettings
 from producers.age import AgeSettings
 from producers.publisher import KafkaSettings
+from tiers import secret
 from tiers.cold import ColdSettings
 from tiers.errors import SettingsError
 from tiers.glacier import GlacierSettings
@@ -214,10 +215,18 @@ def check(settings: Settings) -> None:
 _LEVELS = ("debug", "info", "warning", "error")
 
 
+def schema() -> dict[str, Any]:
+    """Return the JSON Schema of a settings file: every key, its type and its default."""
+    made: dict[str, Any] = msgspec.json.schema(Settings)
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "Isotherm", **made}
+
+
 def shown(settings: Settings) -> dict[str, Any]:
     """Return the settings as plain values, passwords in URLs masked."""
     values: dict[str, Any] = msgspec.to_builtins(settings)
     values["warm"]["url"] = masked(settings.warm.url)
+    for table in (values["warm"], values["kafka"]["security"]):
+        table["password"] = secret.masked(table["password"])
     return values
 
 

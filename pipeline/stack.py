@@ -75,11 +75,14 @@ class Ports(msgspec.Struct):
 
 
 class Stack:
-    """Kafka and Valkey in one data directory; start and stop with `async with`."""
+    """Kafka and Valkey in one data directory; start and stop with `async with`.
 
-    def __init__(self, data: Path, *, maxmemory: str = "0") -> None:
+    `kafka_properties` are lines after ours, with the same {placeholders}: of a key named twice the last counts.
+    """
+
+    def __init__(self, data: Path, *, maxmemory: str = "0", kafka_properties: str = "") -> None:
         self.data = data.absolute()
-        self._maxmemory = maxmemory
+        self._maxmemory, self._kafka_properties = maxmemory, kafka_properties
         self._children: dict[str, Process] = {}
         self.services: list[Service] = []
         self.ports = Ports(0, 0, 0)
@@ -143,9 +146,9 @@ class Stack:
         java = _binary("java", "a Java 17 runtime (Debian: apt-get install openjdk-17-jre-headless)")
         jars = await asyncio.to_thread(kafka_jars.fetch)
         properties = self.data / "server.properties"
-        properties.write_text(
-            KAFKA_PROPERTIES.format(host=HOST, kafka=self.ports.kafka, controller=self.ports.controller, data=self.data)
-        )
+        lines = KAFKA_PROPERTIES + self._kafka_properties
+        ports = self.ports
+        properties.write_text(lines.format(host=HOST, kafka=ports.kafka, controller=ports.controller, data=self.data))
         base = [java, "-Xms128m", "-Xmx256m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-cp", f"{jars}/*"]
         base += [f"-Dlog4j2.configurationFile={kafka_jars.data('compose', 'kafka', 'log4j2.yaml')}"]
         if not (self.data / "kafka" / "meta.properties").exists():

@@ -6,7 +6,8 @@ from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.errors import KafkaConnectionError, TopicAlreadyExistsError, for_code
 
 from producers.events import Topics
-from producers.publisher import KafkaSettings, missing
+from producers.publisher import KafkaSettings
+from producers.security import FORBIDDEN, forbidden, unreachable
 from tiers.errors import ServiceMissing, SettingsError
 
 
@@ -18,12 +19,12 @@ async def ensure_topics(settings: KafkaSettings, topics: Topics) -> None:
     holds it against its size limit: a batch of 5 KB that unpacks to 5 GB is refused to its producer. The client library
     unpacks a batch whole, without a limit; vectors hardly compress anyway.
     """
-    admin = AIOKafkaAdminClient(bootstrap_servers=settings.bootstrap)
+    admin = AIOKafkaAdminClient(**settings.client())
     try:
         await admin.start()
     except KafkaConnectionError as error:
         await admin.close()
-        raise missing(settings.bootstrap) from error
+        raise await unreachable(settings.bootstrap, settings.security) from error
     try:
         present = set(await admin.list_topics())
         wanted = [
@@ -42,6 +43,8 @@ async def ensure_topics(settings: KafkaSettings, topics: Topics) -> None:
         if wanted:
             response = await admin.create_topics(wanted)
             for name, code, *text in response.topic_errors:
+                if for_code(code) in FORBIDDEN:
+                    raise forbidden(for_code(code)(f"create {name}"), settings.bootstrap)
                 if code and for_code(code) is not TopicAlreadyExistsError:
                     raise ServiceMissing(f"Kafka at {settings.bootstrap} did not create topic {name}: {text}")
         for topic in await admin.describe_topics(list(topics)):

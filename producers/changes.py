@@ -28,8 +28,9 @@ class Changes:
         reason: str,
         ids: Sequence[str],
         versions: Int64s,
-    ) -> None:
-        """Announce that these rows' home went from `source` to `target`; returns when the broker has confirmed it."""
+    ) -> int:
+        """Announce that these rows' home went from `source` to `target`; returns its time (ms) once confirmed."""
+        at_ms = self._now_ms()
         texts = [record.version_text(version) for version in versions.tolist()]
         sent = []
         for start in range(0, len(ids), IDS_MAX):
@@ -39,7 +40,7 @@ class Changes:
                 target=target.word if target is not None else None,
                 reason=reason,
                 policy=POLICY,
-                at=self._now_ms(),
+                at=at_ms,
                 ids=list(ids[start : start + IDS_MAX]),
                 versions=texts[start : start + IDS_MAX],
             )
@@ -47,3 +48,4 @@ class Changes:
             sent.append(await self._publisher.enqueue(self._topic, value, partition=partition))
         for confirmed in sent:
             await confirmed
+        return at_ms

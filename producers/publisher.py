@@ -10,15 +10,17 @@ import asyncio
 import os
 from collections.abc import Sequence
 from types import TracebackType
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 import msgspec
 from aiokafka import AIOKafkaProducer
 from aiokafka.errors import KafkaConnectionError, KafkaError
 
-from tiers.errors import LogUnavailable, ServiceMissing
+from producers.security import FORBIDDEN, KafkaSecurity, forbidden, missing, unreachable
+from tiers.errors import LogUnavailable, SettingsError
 
 UNKNOWN_OFFSET = -1
+ENVIRONMENT = "ISOTHERM_KAFKA__"
 
 
 class KafkaSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -32,13 +34,27 @@ class KafkaSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     batch_bytes: int = 262_144
     send_timeout_s: float = 30.0
 
+    security: KafkaSecurity = KafkaSecurity()
+
     @classmethod
     def from_environment(cls) -> KafkaSettings:
-        """Return the defaults with ISOTHERM_KAFKA__BOOTSTRAP and ISOTHERM_KAFKA__PREFIX applied."""
-        fields = {name: os.environ.get(f"ISOTHERM_KAFKA__{name.upper()}") for name in ("bootstrap", "prefix")}
-        partitions = os.environ.get("ISOTHERM_KAFKA__PARTITIONS")
-        given = {name: value for name, value in fields.items() if value}
-        return cls(**given, **({"partitions": int(partitions)} if partitions else {}))  # type: ignore[arg-type]
+        """Return the defaults with ISOTHERM_KAFKA__* applied, as a node takes them; SettingsError for what is wrong."""
+        values: dict[str, Any] = {}
+        for name, text in os.environ.items():
+            if name.startswith(ENVIRONMENT):
+                *tables, key = name.removeprefix(ENVIRONMENT).lower().split("__")
+                within = values
+                for table in tables:
+                    within = within.setdefault(table, {})
+                within[key] = text
+        try:
+            return msgspec.convert(values, cls, strict=False)
+        except msgspec.ValidationError as error:
+            raise SettingsError(f"{ENVIRONMENT}…: {error}") from error
+
+    def client(self) -> dict[str, Any]:
+        """Return what every aiokafka client is made with: where the brokers are, and who we are."""
+        return {"bootstrap_servers": self.bootstrap, **self.security.options()}
 
 
 class Position(NamedTuple):
@@ -54,7 +70,7 @@ class Publisher:
     def __init__(self, settings: KafkaSettings) -> None:
         self.settings = settings
         self._producer = AIOKafkaProducer(
-            bootstrap_servers=settings.bootstrap,
+            **settings.client(),
             acks="all",
             enable_idempotence=True,
             linger_ms=settings.linger_ms,
@@ -69,7 +85,10 @@ class Publisher:
             await self._producer.start()
         except KafkaConnectionError as error:
             await self._producer.stop()
-            raise missing(self.settings.bootstrap) from error
+            raise await unreachable(self.settings.bootstrap, self.settings.security) from error
+        except FORBIDDEN as error:
+            await self._producer.stop()
+            raise forbidden(error, self.settings.bootstrap) from error
         return self
 
     async def __aexit__(
@@ -120,9 +139,4 @@ class Publisher:
         return Position(answer.partition, answer.offset)  # type: ignore[attr-defined]
 
 
-def missing(bootstrap: str) -> ServiceMissing:
-    """Return the error for a broker that does not answer."""
-    return ServiceMissing(
-        f"Kafka does not answer at {bootstrap}; start it, or name another with kafka.bootstrap "
-        "(ISOTHERM_KAFKA__BOOTSTRAP). `isotherm up` runs a local one"
-    )
+__all__ = ["KafkaSettings", "Position", "Publisher", "missing"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import shutil
 import socket
+import ssl
 import subprocess
 import threading
 from collections.abc import Awaitable, Callable
@@ -77,20 +78,24 @@ async def _pass(_: bytes) -> bool:
 
 
 class Proxy:
-    """Forwards to a server. `let_through(reply)`, awaited for each piece of a reply, says whether it arrives."""
+    """Forwards to a server. `let_through(reply)`, awaited for each piece of a reply, says whether it arrives.
 
-    def __init__(self, port: int) -> None:
-        self._port = port
+    With `tls` it speaks TLS to its clients: the wheel's server was built without.
+    """
+
+    def __init__(self, port: int, tls: ssl.SSLContext | None = None) -> None:
+        self._port, self._tls = port, tls
         self._serving: set[asyncio.Task[None] | None] = set()
         self.let_through: Callable[[bytes], Awaitable[bool]] = _pass
 
     @property
     def url(self) -> str:
         """Where it listens."""
-        return f"redis://127.0.0.1:{self._server.sockets[0].getsockname()[1]}/0"
+        scheme = "rediss" if self._tls else "redis"
+        return f"{scheme}://127.0.0.1:{self._server.sockets[0].getsockname()[1]}/0"
 
     async def __aenter__(self) -> Self:
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0, ssl=self._tls)
         return self
 
     async def __aexit__(self, *_: object) -> None:

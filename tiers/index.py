@@ -17,6 +17,7 @@ import pyarrow as pa
 from tiers import record, score
 from tiers.codes import TRAIN_ROWS_MAX, Codebook, Packed
 from tiers.facts import facts_of
+from tiers.policy import REASONS
 from tiers.queue import Queue
 from tiers.record import Floats, Int64s
 from tiers.rest import Chunk
@@ -89,6 +90,11 @@ class Index:
             return None
         segment, row = self._at(number)
         return segment.entry(row)
+
+    def row_of(self, identifier: str) -> tuple[Segment, int] | None:
+        """Return the segment of an id's entry and its row there, for readers of its columns in this loop step."""
+        number = self._entry.get(identifier)
+        return None if number is None else self._at(number)
 
     def newer(self, ids: Sequence[str], versions: Int64s) -> npt.NDArray[np.bool_]:
         """Return which rows are newer than what is known of their id."""
@@ -185,15 +191,27 @@ class Index:
         return masked
 
     def relocate(
-        self, tier: TierName, ids: Sequence[str], versions: Int64s, slots: Int64s, vectors: Floats
+        self,
+        tier: TierName,
+        ids: Sequence[str],
+        versions: Int64s,
+        slots: Int64s,
+        vectors: Floats,
+        reason: str = "",
+        at_ms: int = 0,
     ) -> npt.NDArray[np.bool_]:
-        """Rewrite the home of each id whose version is unchanged; returns which were. `vectors` become codes."""
+        """Rewrite the home of each id whose version is unchanged; returns which were. `vectors` become codes.
+
+        `reason` and `at_ms` are kept for whoever asks why a record is where it is.
+        """
+        why = REASONS.index(reason) if reason in REASONS else 0
         numbers = self._numbers(ids)
         same: npt.NDArray[np.bool_] = (numbers >= 0) & (self._known(ids) == versions)
         deleted = np.zeros(len(ids), bool)
         for segment, at, rows in self._by_segment(numbers, same):
             self._rows -= np.bincount(segment.home[rows], minlength=len(TierName))
             segment.home[rows], segment.slot[rows], segment.asked[rows] = tier, slots[at], 0
+            segment.moved_at[rows], segment.reason[rows] = at_ms, why
             deleted[at] = segment.deleted[rows]
             segment.changed()
         self._rows[tier] += int(same.sum())

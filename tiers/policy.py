@@ -17,6 +17,9 @@ import numpy.typing as npt
 from tiers.record import Floats, Int64s
 from tiers.tier import TierName, Usage
 
+#: Why a home was rewritten, as the index keeps it: a number; what is not listed is 0.
+REASONS = ("unknown", "age", "idle", "pressure", "operator", "drained", "recovered")
+
 Bools = npt.NDArray[np.bool_]
 
 

@@ -1,7 +1,7 @@
 """One segment of the index: the columns of up to 65,536 entries in arrival order.
 
 Rows are appended and marked dead, never reused: a scan that still reads the arrays of an old segment sees what it
-saw. Back of the envelope, per row at 256 dimensions: 90 bytes of columns, and once it has left hot a code of 72 bytes,
+saw. Back of the envelope, per row at 256 dimensions: 99 bytes of columns, and once it has left hot a code of 72 bytes,
 until which its vector of 1,024.
 """
 
@@ -40,6 +40,8 @@ COLUMNS: dict[str, npt.DTypeLike] = {
     "heat": np.float32,  # decayed count of accesses as of `heat_at`
     "heat_at": np.int64,  # ms
     "asked": np.int64,  # ms, when the age monitor last proposed the row
+    "moved_at": np.int64,  # ms, when the home was last rewritten in this life, 0 = not since the start
+    "reason": np.int8,  # why: a place in policy.REASONS
     "deleted": np.bool_,  # a tombstone
     "alive": np.bool_,  # the newest version of its id; cleared when masked
     "coded": np.bool_,  # a search finds the row by its code, or by its vector in `rest`
@@ -106,6 +108,8 @@ class Segment:
     heat: Floats
     heat_at: Int64s
     asked: Int64s
+    moved_at: Int64s
+    reason: npt.NDArray[np.int8]
     deleted: npt.NDArray[np.bool_]
     alive: npt.NDArray[np.bool_]
     coded: npt.NDArray[np.bool_]

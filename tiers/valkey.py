@@ -9,6 +9,7 @@ closed meanwhile, and every restart of the server would look like an unknown out
 from __future__ import annotations
 
 import hashlib
+import ssl
 from collections.abc import Awaitable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, cast
@@ -35,8 +36,11 @@ REQUIRED = {
 }
 
 
-def connect(url: str, *, connections: int, timeout_ms: int) -> Redis:
-    """Return a client that has not connected yet; at most `connections`, each wait bounded by `timeout_ms`."""
+def connect(url: str, *, connections: int, timeout_ms: int, **security: Any) -> Redis:
+    """Return a client that has not connected yet; at most `connections`, each wait bounded by `timeout_ms`.
+
+    `security` are redis-py's username, password and ssl_* arguments; what stands in the URL wins.
+    """
     timeout_s = timeout_ms / 1000
     pool = BlockingConnectionPool.from_url(
         url,
@@ -47,6 +51,7 @@ def connect(url: str, *, connections: int, timeout_ms: int) -> Redis:
         retry=Retry(NoBackoff(), 0),
         protocol=3,
         maint_notifications_config=MaintNotificationsConfig(enabled=False),
+        **security,
     )
     return Redis.from_pool(pool)
 
@@ -98,12 +103,14 @@ async def send(client: Redis, *command: Argument) -> Any:
         await pool.release(connection)
 
 
-def meaning(error: wrong.RedisError, where: str) -> TierError | Fenced:
+def meaning(error: wrong.RedisError, where: str) -> TierError | Fenced | ServiceMissing:
     """Return what an error reply means for the caller. Pure."""
     text = str(error)
     code = error.status_code or text.partition(" ")[0]
     if isinstance(error, wrong.OutOfMemoryError):
         return TierFull(f"{where} is at its maxmemory; nothing was stored")
+    if isinstance(error, wrong.NoPermissionError):
+        return ServiceMissing(f"{where}: {text}; docs/security.md has the ACL that a node needs")
     if code == "FENCED":
         return Fenced(f"{where}: {text.removeprefix('FENCED ')}")
     if code in ("CORRUPT", "WRONGTYPE"):
@@ -137,14 +144,27 @@ async def check(client: Redis) -> None:
         with reading(client):
             info = await client.info("all")
             given = await cast("Awaitable[Mapping[Any, Any]]", client.config_get(*REQUIRED))
-    except TierUnavailable as error:
-        raise ServiceMissing(f"{error}; start a Redis >= 7.0 or Valkey there, or set warm.url") from error
     except TierError as error:
-        raise ServiceMissing(f"{error}; the user of warm.url needs INFO and CONFIG GET") from error
+        raise ServiceMissing(f"{error}; {_fix(error)}") from error
     settings = {_text(key): _text(value) for key, value in given.items()}
     fault = _fault(info, settings)
     if fault:
         raise ServiceMissing(f"{where}: {fault}")
+
+
+def _fix(error: TierError) -> str:
+    """Return what to do about a server that does not let us in. Pure, but for the chain of the error."""
+    causes: list[BaseException] = [error]
+    while (next_one := causes[-1].__cause__ or causes[-1].__context__) is not None:
+        causes.append(next_one)
+    for cause in causes:
+        if isinstance(cause, ssl.SSLCertVerificationError):
+            return "set warm.ca_file to the authority that signed its certificate, and warm.url to the name it is for"
+        if isinstance(cause, ssl.SSLError):
+            return "it may speak no TLS (redis:// in warm.url), or want a client certificate (warm.cert_file)"
+        if isinstance(cause, wrong.AuthenticationError):
+            return "set warm.username and warm.password (ISOTHERM_WARM__PASSWORD) or warm.password_file"
+    return "start a Redis >= 7.0 or Valkey there, or set warm.url (rediss:// where it speaks TLS)"
 
 
 def _fault(info: Mapping[str, Any], settings: Mapping[str, str]) -> str | None:

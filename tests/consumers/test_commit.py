@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import numpy as np
 import pytest
 
@@ -99,3 +101,31 @@ async def test_nothing_is_committed_without_the_lease(marks):
 
     assert log.committed == []
     assert commit.acknowledged(0) == 10
+
+
+async def test_commits_do_not_overtake_each_other(marks):
+    """A second commit begins when the first is answered: else the lower could land last (R5)."""
+    commit, log, _ = commit_of(marks)
+    answer = asyncio.Event()
+    take = log.commit
+
+    async def slow(offsets) -> None:
+        await answer.wait()
+        await take(offsets)
+
+    log.commit = slow
+    marks[0].open(10, 20, 0)
+    first = asyncio.create_task(commit.step())
+    await asyncio.sleep(0)
+    marks[0].open(20, 30, 0)
+    log.commit = take
+    second = asyncio.create_task(commit.step())
+    await asyncio.sleep(0)
+
+    assert log.committed == []
+
+    answer.set()
+    await asyncio.gather(first, second)
+
+    assert log.committed == [{0: 20}, {0: 30}]
+    assert commit.acknowledged(0) == 30
