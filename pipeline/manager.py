@@ -90,9 +90,9 @@ class MemoryManager:
             await node.ingest.wait(positions, timeout_ms / 1000)
         if node.replaying():
             raise Replaying(f"partitions {node.replaying()} are replaying the log; ask again soon")
-        result = await read.retrieve(node.index, node.tiers, query, node.search_pool)
+        result = await read.retrieve(node.index, node.tiers, query, node.search_pool, now_ms())
         result.freshness = self.freshness()
-        node.access.note(result.hits)
+        node.access.note(result.hits, node.copies.has)
         return result
 
     def _check(self, query: Query) -> None:
@@ -114,7 +114,7 @@ class MemoryManager:
         ]
         for start in range(0, len(ids), LIST_ROWS):
             missed: set[str] = set()
-            found = await read.resolve(node.index, node.tiers, ids[start : start + LIST_ROWS], missed)
+            found = await read.resolve(node.index, node.tiers, ids[start : start + LIST_ROWS], missed, now_ms())
             if missed:
                 raise Replaying(f"tiers {sorted(missed)} did not answer; the listing cannot be complete")
             yield record.to_batch([row for row, _ in found.values()], shape)
@@ -169,6 +169,13 @@ class MemoryManager:
                 for name in TierName
             },
             "moved": [{"from": s, "to": t, "records": n} for (s, t), n in sorted(node.mover.moved.items())],
+            "copies": {
+                "records": len(node.copies),
+                "records_max": node.copies.rows_max,
+                "promoted": node.copies.promoted,
+                "evicted": dict(node.copies.evicted),
+            },
+            "reads": {tier.word: node.access.reads[tier] for tier in TierName} | {"copies": node.access.copy_reads},
             "ingested": node.ingest.rows,
             "dead_letters": dict(node.ingest.letters),
             "dirty": {str(p): mark.dirty for p, mark in node.ingest.watermarks.items()},

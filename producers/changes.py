@@ -11,7 +11,7 @@ from tiers.record import Int64s
 from tiers.tier import TierName
 
 IDS_MAX = 1000
-POLICY = "age-heat-1"  # the name of the rules in tiers/policy.py, for whoever replays the ledger
+POLICY = "age-heat-2"  # the name of the rules in tiers/policy.py, for whoever replays the ledger
 
 
 class Changes:
@@ -28,13 +28,14 @@ class Changes:
         reason: str,
         ids: Sequence[str],
         versions: Int64s,
+        kind: str = "home",
     ) -> None:
-        """Announce that these rows' home went from `source` to `target`; returns when the broker has confirmed it."""
+        """Announce that these rows' home (or copy) went from `source` to `target`; returns when the broker has it."""
         texts = [record.version_text(version) for version in versions.tolist()]
         sent = []
         for start in range(0, len(ids), IDS_MAX):
             change = events.Change(
-                kind="home",
+                kind=kind,
                 source=source.word if source is not None else None,
                 target=target.word if target is not None else None,
                 reason=reason,

@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from producers.events import JSON_TYPE, Event, Message
+from producers.events import JSON_TYPE, Event, Message, condition
 from tiers import record
 from tiers.errors import InvalidRecord
 from tiers.record import Floats, Row
@@ -44,6 +44,7 @@ class EventDecoder:
         """Return the row of one message at its place in log incarnation `epoch`."""
         identifier = self._id(message.key)
         version = record.pack_version(epoch, message.offset)
+        condition(message)  # ingest looks at it; a bad one is refused here
         if message.value is None:
             return Row(identifier, version, message.timestamp_ms, None, None, b"", {}, deleted=True)
         self._check_envelope(message)

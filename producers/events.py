@@ -2,7 +2,7 @@
 
 | topic         | value                                        | key  |
 |---------------|----------------------------------------------|------|
-| memories      | JSON event (`Event`); null deletes           | id   |
+| memories      | JSON event (`Event`); null deletes, if the header IF_VERSION is met where there is one | id |
 | access        | Arrow stream of ACCESS, advice               | null |
 | age           | Arrow stream of AGE, advice                  | null |
 | changes       | JSON `Change`                                | null |
@@ -21,6 +21,7 @@ import msgspec
 import numpy as np
 import pyarrow as pa
 
+from tiers import record
 from tiers.errors import InvalidRecord
 from tiers.record import Floats
 
@@ -28,6 +29,8 @@ DEAD_LETTER_BYTES_MAX = 1_000_000  # beyond this the letter carries hash and pos
 HEADER_BYTES = 19  # what a letter adds to a header: "original-" and two lengths
 JSON_TYPE = "application/json"
 EVENT_TYPE = "io.isotherm.memory"
+
+IF_VERSION = "isotherm-if-version"  # header of a delete: "epoch.offset.row", the version that it deletes or nothing
 
 Headers = Sequence[tuple[str, bytes]]
 
@@ -104,6 +107,26 @@ def event_headers(source: str) -> list[tuple[str, bytes]]:
     ]
 
 
+def condition_headers(source: str, version: int) -> list[tuple[str, bytes]]:
+    """Return the headers of a delete that applies only while `version` is the newest of its id."""
+    return [*event_headers(source), (IF_VERSION, record.version_text(version).encode())]
+
+
+def condition(message: Message) -> int | None:
+    """Return the version that a delete is conditional on, if any; InvalidRecord("if_version") where that is unclear."""
+    given = [value for name, value in message.headers if name == IF_VERSION]
+    if not given:
+        return None
+    try:
+        text = given[0].decode("ascii")
+        version = record.parse_version(text)
+        if len(given) == 1 and message.value is None and record.version_text(version) == text:
+            return version
+    except (ValueError, AttributeError) as error:  # a header may be null
+        raise InvalidRecord("if_version", f"{IF_VERSION} is an epoch.offset.row, such as 0.123.0") from error
+    raise InvalidRecord("if_version", f"{IF_VERSION} belongs once on a delete, as epoch.offset.row")
+
+
 # -- tokens --------------------------------------------------------------------------------------------------------
 
 
@@ -168,7 +191,8 @@ def decode_arrow(value: bytes | None, shape: pa.Schema) -> pa.RecordBatch:
 class Change(msgspec.Struct, frozen=True, kw_only=True):
     """Rows that moved together: `kind` home or copy, `at` in ms; `ids[i]` at `versions[i]` ("epoch.offset.row").
 
-    `source` is null for nothing, `target` null when the row is gone for good (a dropped tombstone, a cleared tier).
+    `source` is null for nothing, `target` null when the row is gone for good (a dropped tombstone, a cleared tier). A
+    copy goes from its home to hot, and from hot to nothing; its home stays. Copies end, unannounced, with their node.
     """
 
     kind: str

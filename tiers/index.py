@@ -76,6 +76,14 @@ class Index:
             rows.append((entry.version, entry.copy))
         return rows
 
+    def heats(self, ids: Sequence[str]) -> tuple[Floats, Int64s]:
+        """Return the heat of each id and the time in ms that it is as of; zeros where the id is not known."""
+        numbers = self._numbers(ids)
+        heat, heat_at = np.zeros(len(ids), np.float32), np.zeros(len(ids), np.int64)
+        for segment, at, rows in self._by_segment(numbers, numbers >= 0):
+            heat[at], heat_at[at] = segment.heat[rows], segment.heat_at[rows]
+        return heat, heat_at
+
     def rows(self, tier: TierName) -> int:
         """Return how many ids have their home in the tier, tombstones included."""
         return int(self._rows[tier])
@@ -90,18 +98,15 @@ class Index:
             out += np.bincount(flat, minlength=out.size).reshape(out.shape)
         return out
 
-    def scans(self, tiers: Iterable[TierName]) -> tuple[list[Scan], int]:
+    def scans(self, tiers: Iterable[TierName], now_ms: int = 0) -> tuple[list[Scan], int]:
         """Return what a search over these homes reads (all segments in one loop step), and the rows it cannot see.
 
-        Hot rows are not counted: hot scans its own.
+        Hot rows are not counted: hot scans its own, and its copies. What has expired by `now_ms` is not there.
         """
         wanted = np.zeros(len(TierName), bool)
-        wanted[[tier for tier in tiers if tier != TierName.HOT]] = True
-        found = [scan for segment in self._segments.values() if (scan := segment.scan(wanted))]
-        below = sum(
-            int((s.alive[: s.count] & ~s.deleted[: s.count] & wanted[s.home[: s.count]]).sum())
-            for s in self._segments.values()
-        )
+        wanted[list(tiers)] = True
+        found = [scan for segment in self._segments.values() if (scan := segment.scan(wanted, now_ms))]
+        below = sum(int(segment.wanted(wanted, now_ms).sum()) for segment in self._segments.values())
         return found, below - sum(int(scan.mask.sum()) for scan in found)
 
     def segments(self) -> list[Segment]:
@@ -177,6 +182,28 @@ class Index:
                     segment.slot[row] = new
                     continue
             self.queue.follow(tier, identifier, version, old, new)
+
+    def place_copy(self, identifier: str, version: int, slot: int) -> Entry | None:
+        """Note a copy in hot of a record whose home is below, and return its entry.
+
+        None, with nothing changed, when that is not the id's newest version, or a tombstone, or in hot already (R3).
+        """
+        entry = self.find(identifier)
+        if entry is None or entry.version != version or entry.deleted:
+            return None
+        if entry.home == TierName.HOT or entry.copy != NO_COPY:
+            return None
+        segment, row = self._at(self._entry[identifier])
+        segment.copy[row] = slot
+        return entry
+
+    def forget_copy(self, identifier: str, slot: int) -> None:
+        """Take note that the copy in this slot of hot is gone; another one stays."""
+        number = self._entry.get(identifier)
+        if number is not None:
+            segment, row = self._at(number)
+            if segment.copy[row] == slot:
+                segment.copy[row] = NO_COPY
 
     def drop(self, keys: Iterable[tuple[str, int]]) -> int:
         """Forget ids whose entry has exactly this version (a dropped tombstone, a cleared tier)."""

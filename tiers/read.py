@@ -14,8 +14,9 @@ import numpy as np
 
 from tiers import score
 from tiers.errors import TierUnavailable
-from tiers.index import Index, Scan
+from tiers.index import Entry, Index, Scan
 from tiers.record import Floats, Row
+from tiers.segment import NO_COPY
 from tiers.tier import Hit, Location, Query, Result, Tier, TierName
 from tiers.worker import SerialExecutor
 
@@ -26,7 +27,7 @@ MARGIN = 32  # candidates fetched beyond k: some may be deleted or get a lower s
 class Scans(Protocol):
     """Hot's own ability: scan a snapshot of its rows. Until `release` a snapshot keeps freed room from being used."""
 
-    def snapshot(self) -> object:
+    def snapshot(self, now_ms: int) -> object:
         """Copy what a scan needs, in this loop step."""
 
     def release(self, snapshot: object) -> None:
@@ -37,19 +38,23 @@ class Scans(Protocol):
 
 
 async def resolve(
-    index: Index, tiers: Mapping[TierName, Tier], ids: Sequence[str], missed: set[str]
+    index: Index, tiers: Mapping[TierName, Tier], ids: Sequence[str], missed: set[str], now_ms: int = 0
 ) -> dict[str, tuple[Row, TierName]]:
-    """Return the newest row of each id at home in these tiers; tiers that did not answer are named in `missed`."""
+    """Return the newest row of each id that these tiers have; tiers that did not answer are named in `missed`.
+
+    A record that has a copy in hot is read there. One that has expired by `now_ms` is absent.
+    """
     found: dict[str, tuple[Row, TierName]] = {}
     wanted = list(dict.fromkeys(ids))
     for _ in range(LOOKS_MAX):
         by_tier: dict[TierName, list[Location]] = {}
         for identifier in wanted:
             entry = index.find(identifier)
-            if entry is None or entry.deleted or TierName(entry.home) not in tiers:
+            if entry is None or entry.deleted or 0 < entry.expires_at <= now_ms:
                 continue
-            where = Location(entry.id, entry.version, entry.partition, entry.slot)
-            by_tier.setdefault(TierName(entry.home), []).append(where)
+            name, where = _nearest(entry, tiers)
+            if name in tiers:
+                by_tier.setdefault(name, []).append(where)
         if not by_tier:
             return found
         names = list(by_tier)
@@ -64,6 +69,14 @@ async def resolve(
     raise TierUnavailable(f"{wanted[0]!r} moved {LOOKS_MAX} times during one read; ask again")
 
 
+def _nearest(entry: Entry, tiers: Mapping[TierName, Tier]) -> tuple[TierName, Location]:
+    """Return where to fetch a record: from its copy, if it has one and hot is asked, else from its home."""
+    name, slot = TierName(entry.home), entry.slot
+    if entry.copy != NO_COPY and TierName.HOT in tiers:
+        name, slot = TierName.HOT, entry.copy
+    return name, Location(entry.id, entry.version, entry.partition, slot)
+
+
 async def _get(tier: Tier, locations: list[Location], missed: set[str]) -> list[Row | None] | None:
     try:
         return await tier.get(locations)
@@ -73,16 +86,19 @@ async def _get(tier: Tier, locations: list[Location], missed: set[str]) -> list[
 
 
 async def retrieve(
-    index: Index, tiers: Mapping[TierName, Tier], query: Query, pool: SerialExecutor | None = None
+    index: Index, tiers: Mapping[TierName, Tier], query: Query, pool: SerialExecutor | None = None, now_ms: int = 0
 ) -> Result:
-    """Answer a query over these tiers: by ids in the order asked, or the k nearest, nearest first."""
+    """Answer a query over these tiers: by ids in the order asked, or the k nearest, nearest first.
+
+    Records that have expired by `now_ms` are not there, whether or not their tombstone has come.
+    """
     began = time.perf_counter()
     chosen = {name: tier for name, tier in tiers.items() if name in query.tiers}
     if query.vector is not None:
-        result = await _search(index, chosen, query, query.vector, pool)
+        result = await _search(index, chosen, query, query.vector, pool, now_ms)
     else:
         missed: set[str] = set()
-        rows = await resolve(index, chosen, query.ids or (), missed)
+        rows = await resolve(index, chosen, query.ids or (), missed, now_ms)
         hits = [Hit(*rows[identifier]) for identifier in dict.fromkeys(query.ids or ()) if identifier in rows]
         result = Result(hits, complete=not missed, missed=sorted(missed))
     result.took_ms = (time.perf_counter() - began) * 1000
@@ -90,13 +106,13 @@ async def retrieve(
 
 
 async def _search(
-    index: Index, tiers: Mapping[TierName, Tier], query: Query, vector: Floats, pool: SerialExecutor | None
+    index: Index, tiers: Mapping[TierName, Tier], query: Query, vector: Floats, pool: SerialExecutor | None, now_ms: int
 ) -> Result:
     began = time.perf_counter()
     count = query.k + MARGIN
     hot = cast(Scans, tiers[TierName.HOT]) if TierName.HOT in tiers else None
-    snapshot = hot.snapshot() if hot else None  # no await between this and the next line: one moment
-    scans, unseen = index.scans(tiers)
+    snapshot = hot.snapshot(now_ms) if hot else None  # no await between this and the next line: one moment
+    scans, unseen = index.scans(tiers, now_ms)
     below = _scan_in(pool, scans, vector, count)
     if hot:
         try:
@@ -110,7 +126,7 @@ async def _search(
     scanned_ms = (time.perf_counter() - began) * 1000
     candidates.sort(key=lambda pair: (-pair[0], pair[1]))
     missed: set[str] = set()
-    rows = await resolve(index, tiers, [identifier for _, identifier in candidates[:count]], missed)
+    rows = await resolve(index, tiers, [identifier for _, identifier in candidates[:count]], missed, now_ms)
     if unseen:
         missed.add(TierName.GLACIER.word)
     return Result(

@@ -12,9 +12,11 @@ import numpy as np
 import numpy.typing as npt
 
 from tiers.record import Floats, Int64s
+from tiers.tier import TierName
 
 SEGMENT_ROWS = 65_536
 NO_COPY = -1
+NEVER = np.iinfo(np.int64).max
 
 #: Column name to dtype; all are indexed by the row's number in the segment.
 COLUMNS: dict[str, npt.DTypeLike] = {
@@ -47,6 +49,7 @@ class Entry(NamedTuple):
     slot: int
     copy: int
     deleted: bool
+    expires_at: int
 
 
 class Scan(NamedTuple):
@@ -83,6 +86,7 @@ class Segment:
         self.count = 0
         self.ids: list[str] = []
         self.codes: Floats | None = None
+        self.soonest = NEVER  # no row of the segment expires before
         for name, dtype in COLUMNS.items():
             setattr(self, name, np.zeros(SEGMENT_ROWS, dtype))
 
@@ -97,6 +101,8 @@ class Segment:
         start, end = self.count, self.count + len(ids)
         for name, values in columns.items():
             getattr(self, name)[start:end] = values
+        expiring = self.expires_at[start:end]
+        self.soonest = min(self.soonest, int(expiring[expiring > 0].min(initial=NEVER)))
         self.ids.extend(ids)
         self.alive[start:end] = True
         self.count = end
@@ -112,6 +118,7 @@ class Segment:
             int(self.slot[row]),
             int(self.copy[row]),
             bool(self.deleted[row]),
+            int(self.expires_at[row]),
         )
 
     def encode(self, rows: npt.NDArray[np.intp], vectors: Floats, scale: Floats) -> None:
@@ -124,10 +131,33 @@ class Segment:
         self.scale[rows] = scale
         self.coded[rows] = True
 
-    def scan(self, tiers: npt.NDArray[np.bool_]) -> Scan | None:
-        """Return what a search of the homes flagged in `tiers` (bool[4]) reads here, or None."""
+    def due(self, now_ms: int) -> npt.NDArray[np.bool_] | None:
+        """Return which rows have expired by `now_ms`, dead ones too; None when none has."""
+        if self.soonest > now_ms:
+            return None
+        expires_at = self.expires_at[: self.count]
+        due: npt.NDArray[np.bool_] = (expires_at > 0) & (expires_at <= now_ms)
+        return due
+
+    def wanted(self, tiers: npt.NDArray[np.bool_], now_ms: int) -> npt.NDArray[np.bool_]:
+        """Return the rows that a search of the homes flagged in `tiers` (bool[4]) looks for here.
+
+        Not what hot scans itself, where it is searched too: its own rows and its copies, so that an id comes once.
+        """
+        n = self.count
+        mask = self.alive[:n] & ~self.deleted[:n] & tiers[self.home[:n]] & (self.home[:n] != TierName.HOT)
+        if tiers[TierName.HOT]:
+            mask &= self.copy[:n] == NO_COPY
+        due = self.due(now_ms)
+        if due is not None:
+            mask &= ~due
+        found: npt.NDArray[np.bool_] = mask
+        return found
+
+    def scan(self, tiers: npt.NDArray[np.bool_], now_ms: int = 0) -> Scan | None:
+        """Return what a search of the homes flagged in `tiers` reads here, or None."""
         if self.codes is None:
             return None
         n = self.count
-        mask = self.alive[:n] & ~self.deleted[:n] & self.coded[:n] & tiers[self.home[:n]]
+        mask = self.wanted(tiers, now_ms) & self.coded[:n]
         return Scan(self, mask, self.codes[:n], self.scale[:n]) if mask.any() else None
