@@ -65,6 +65,7 @@ class Clearing:
         keys = [where for where in keys if self._alive(TierName.HOT, where)]
         versions = np.array([where.version for where in keys], np.int64)
         self._hot.evict_now(keys)
+        self._hot.copies.evict(self._hot.copies.of(partition), "cleared")  # their records are at home below, and stay
         self._index.drop((where.id, where.version) for where in keys)
         self._ingest.watermarks[partition].settle(record.offsets(versions))
         await self._announce(partition, TierName.HOT, keys)
@@ -86,6 +87,7 @@ class Clearing:
             await self._mover.rewrite_glacier(partition, keys)
         else:
             await self._tiers[tier].evict(keys, None)
+        self._hot.copies.evict([where.id for where in keys if self._alive(tier, where)], "cleared")
         self._index.drop((where.id, where.version) for where in keys)
         return len(keys)
 

@@ -31,6 +31,7 @@ class Heat:
     def __init__(self, index: Index, half_life_s: float, promotion: Considers, now_ms: Callable[[], int]) -> None:
         self._index, self._half_life_ms = index, half_life_s * 1000
         self._promotion, self._now_ms = promotion, now_ms
+        self.accesses = 0
 
     async def apply(self, partition: int, messages: Sequence[Message]) -> None:
         """Add the accesses of these messages, and consider what was read."""
@@ -44,4 +45,5 @@ class Heat:
             now = self._now_ms()
             counts, last = [max(0, count) for count in counts], [min(now, at) for at in last]
             self._index.touch(ids, counts, last, self._half_life_ms)
+            self.accesses += sum(counts)
             self._promotion.consider(partition, ids)

@@ -89,6 +89,7 @@ class Node:
     mover: Mover
     commit: Commit
     access: Access
+    heat: Heat
     age: AgeMonitor
     copies: Copies
     expiry: Expiry
@@ -145,9 +146,8 @@ async def open_node(settings: Settings) -> AsyncIterator[Node]:
         for partition, epoch in lease.epochs.items():
             await warm.raise_epoch(partition, epoch)
             await glacier.raise_epoch(partition, epoch)
-        twice = await rebuild(index, [warm, cold, glacier], settings.kafka.partitions)
         changes = Changes(publisher, topics.changes, now_ms)
-        await announce(changes, twice)
+        await announce(changes, await rebuild(index, [warm, cold, glacier], settings.kafka.partitions))
         embed = load_embedder(settings.embedder, settings.dim)
         watermarks: dict[int, Watermark] = {}
         ingest = Ingest(
@@ -179,11 +179,9 @@ async def open_node(settings: Settings) -> AsyncIterator[Node]:
         async def usages() -> Mapping[TierName, Usage]:
             return {name: await tier.usage() for name, tier in tiers.items()}
 
-        handlers: dict[str, Handler] = {
-            topics.memories: ingest,
-            topics.access: Heat(index, settings.policy.heat_half_life_s, promotion, now_ms),
-            topics.age: Demote(settings.move, settings.policy, index, mover, lanes, usages, hot.copies.evict),
-        }
+        heat = Heat(index, settings.policy.heat_half_life_s, promotion, now_ms)
+        demote = Demote(settings.move, settings.policy, index, mover, lanes, usages, hot.copies.evict)
+        handlers: dict[str, Handler] = {topics.memories: ingest, topics.access: heat, topics.age: demote}
         reader = Reader(settings.kafka, owned, topics.memories, handlers, ingest, settings.hot.slab_rows)
         await stack.enter_async_context(reader)
         starts, ends = await reader.seek()
@@ -217,6 +215,7 @@ async def open_node(settings: Settings) -> AsyncIterator[Node]:
             mover=mover,
             commit=commit,
             access=access,
+            heat=heat,
             age=monitor,
             copies=hot.copies,
             expiry=expiry,

@@ -63,6 +63,7 @@ class Metrics:
         for tier in TierName:
             reads.add_metric([tier.word], access.reads[tier])
         yield reads
+        yield CounterMetricFamily("isotherm_accesses", "Reads that became heat", value=node.heat.accesses)
         yield CounterMetricFamily("isotherm_copy_reads", "Records returned from copies in hot", value=access.copy_reads)
         yield GaugeMetricFamily("isotherm_copies", "Promoted copies in hot", value=len(copies))
         yield CounterMetricFamily("isotherm_promotions", "Copies put into hot", value=copies.promoted)
