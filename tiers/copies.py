@@ -150,6 +150,7 @@ class Copies:
     def publish(self, reserved: Sequence[tuple[int, Row]], partition: int, reason: str) -> int:
         """Make rows visible that are still the newest of their id, below hot and without a copy. One loop step (R3)."""
         refused = []
+        before = self.promoted
         for slot, row in reserved:
             if self._reserved.get(slot) is not row:
                 continue  # the slab was taken back meanwhile
@@ -167,7 +168,7 @@ class Copies:
             self.told[partition].append(Told(row.id, row.version, TierName(entry.home), TierName.HOT, reason))
             self.promoted += 1
         self.withhold(refused)
-        return len(reserved) - len(refused)
+        return self.promoted - before
 
     def withhold(self, reserved: Iterable[tuple[int, Row]]) -> None:
         """Give up slots that were reserved."""

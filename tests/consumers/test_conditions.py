@@ -39,6 +39,17 @@ def at_once(*ids: str) -> World:
     return world
 
 
+def test_a_replayed_delete_that_lies_below_is_announced_again_and_not_counted():
+    """Its own version is the newest known: it was met in the life before, and is a replayed row like any other."""
+    world = at_once("b", "a", "-a?1")
+    world.finish(world.move(HOT, COLD, "a"))
+    life = world.crash()
+    life.replay()
+
+    assert ({"a": (2, True), "b": (0, False)}, 0) == (shown(life), life.ingest.unmet)
+    assert [("cold", "recovered", ["a"])] == [(c.target, c.reason, c.ids) for c in life.publisher.changes()]
+
+
 def sent(work, steps: int) -> bool:
     """Drive a coroutine so many steps; False when it ended before."""
     try:
