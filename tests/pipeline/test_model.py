@@ -1,7 +1,7 @@
 """The whole against a dictionary: Hypothesis drives a node on real servers and shrinks what goes wrong.
 
-Rules publish, delete, move any record one hop or more through its lane, put copies of them into hot and take those
-away, clean up, and restart the node; after each, a read by id, the listing and an exact search say what the dictionary says.
+Rules publish, delete, move any record one hop or more through its lane, put copies into hot and take them away, clean
+up, and restart the node; after each, a read by id, the listing and an exact search say what the dictionary says.
 """
 
 from __future__ import annotations
