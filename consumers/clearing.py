@@ -35,7 +35,7 @@ from tiers import record
 from tiers.errors import LogUnavailable, OutcomeUnknown, Replaying, TierError
 from tiers.hot import HotMemory
 from tiers.index import Index
-from tiers.segment import NO_COPY, Segment
+from tiers.segment import Segment
 from tiers.tier import NO_SLOT, Location, TierName
 
 log = structlog.get_logger()
@@ -136,6 +136,7 @@ class Clearing:
         self._ingest.cleared_below[partition] = position
         keys = self._still(TierName.HOT, keys)
         self._hot.evict_now(keys)
+        self._hot.copies.evict(self._hot.copies.of(partition), "cleared")  # their records are at home below, and stay
         self._index.drop((where.id, where.version) for where in keys)
         versions = np.array([where.version for where in keys], np.int64)
         self._ingest.watermarks[partition].settle(record.offsets(versions))
@@ -203,10 +204,8 @@ class Clearing:
 
     def _drop(self, tier: TierName, keys: Sequence[Location]) -> None:
         """One loop step: no reader finds these any more, their copies go, and their rows wait for eviction (R3)."""
+        self._hot.copies.evict([where.id for where in keys], "cleared")
         for where in keys:
-            entry = self._index.find(where.id)
-            if entry is not None and entry.copy != NO_COPY:
-                self._hot.evict_now([Location(where.id, where.version, where.partition, entry.copy)])
             self._index.queue.add(tier, where)
         self._index.drop((where.id, where.version) for where in keys)
 

@@ -20,6 +20,7 @@ from tiers import policy
 from tiers.errors import InvalidRecord
 from tiers.index import Index
 from tiers.policy import PolicySettings
+from tiers.segment import NO_COPY
 from tiers.tier import TierName, Usage
 
 log = structlog.get_logger()
@@ -46,9 +47,11 @@ class Demote:
         mover: Mover,
         lanes: Mapping[int, Lane],
         usages: Callable[[], Awaitable[Mapping[TierName, Usage]]],
+        evict_copies: Callable[[Sequence[str], str], int],
     ) -> None:
         self._settings, self._rules, self._index = settings, rules, index
         self._mover, self._lanes, self._usages = mover, lanes, usages
+        self._evict_copies = evict_copies
         self.dropped = 0
 
     async def apply(self, partition: int, messages: Sequence[Message]) -> None:
@@ -62,7 +65,10 @@ class Demote:
                 log.warning("advice.rejected", topic="age", partition=partition, reason=str(error))
 
     def plan(self, partition: int, batch: pa.RecordBatch, usages: Mapping[TierName, Usage]) -> None:
-        """Queue moves of at most `rows_max` rows for the rows of `batch` that are still where it says."""
+        """Queue moves of at most `rows_max` rows for the rows of `batch` that are still where it says.
+
+        A row of hot that is a copy is at home below already: its copy goes.
+        """
         if not batch.num_rows:
             return
         number = batch["tier"][0].as_py()
@@ -78,6 +84,9 @@ class Demote:
             heat=batch["heat"].to_numpy()[keep],
         )
         reason = batch["reason"][0].as_py()
+        if source is TierName.HOT:
+            copied = [one for one, version in zip(ids, versions, strict=True) if self._copied(one, version)]
+            self._evict_copies(copied, reason)
         for move in policy.plan(source, rows, reason, usages, self._rules):
             keys = [(ids[keep[at]], versions[keep[at]]) for at in move.rows.tolist()]
             # Into glacier together, as they were proposed: a file a move. Bounded by age.rows_max.
@@ -91,3 +100,7 @@ class Demote:
     def _still(self, tier: TierName, partition: int, identifier: str, version: int) -> bool:
         entry = self._index.find(identifier)
         return entry is not None and (entry.version, entry.home, entry.partition) == (version, tier, partition)
+
+    def _copied(self, identifier: str, version: int) -> bool:
+        entry = self._index.find(identifier)
+        return entry is not None and entry.version == version and entry.copy != NO_COPY

@@ -2,6 +2,9 @@
 
 One call takes one partition's messages through: decode (bad ones apart) -> newest a key -> what a replay need not
 append -> hot -> one loop step that makes them visible and masks what they supersede -> dead letters -> watermark.
+
+A delete may carry a condition (expiry's do): it counts only if the newest version of its id, in the log up to there, is
+the one that it names. That is a fold over the log, so a replay decides as the life before did (`conditions.met`).
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ import numpy as np
 import pyarrow as pa
 import structlog
 
+from consumers import conditions
 from consumers.watermark import Watermark
 from producers import events, letters, wire
 from producers.changes import Changes
@@ -65,6 +69,7 @@ class Ingest:
         self.cleared_below: dict[int, int] = {}
         self.applied_at: dict[int, int] = {}  # ms, timestamp of the newest applied message
         self.rows = 0
+        self.unmet = 0  # conditional deletes that found another version
         self.letters: Counter[str] = Counter()
         self._waiting: defaultdict[int, list[tuple[int, asyncio.Future[None]]]] = defaultdict(list)
 
@@ -81,7 +86,8 @@ class Ingest:
         began = time.perf_counter()
         place = wire.Place(self._epoch, partition, self._partitions)
         decoded = wire.decode(self._decoder, self._shape, place, messages, self.rows_max)
-        batch = record.newest(decoded.batch)
+        counting = self._conditional(decoded.batch, messages)
+        batch = record.newest(counting)
         fresh = self._index.newer(batch["id"].to_pylist(), record.versions_of(batch))
         replayed = batch.filter(pa.array(~fresh)) if not fresh.all() else None
         batch = await self._without_cleared(partition, batch.filter(pa.array(fresh)) if replayed else batch)
@@ -98,9 +104,21 @@ class Ingest:
             await self._announce_again(partition, replayed)
         self._advance(partition, messages[-1])
         self.rows += batch.num_rows
+        self.unmet += decoded.batch.num_rows - counting.num_rows
         took_ms = (time.perf_counter() - began) * 1000
         bad = len(decoded.letters)
         log.info("batch.ingested", partition=partition, offset=end, rows=batch.num_rows, bad=bad, took_ms=took_ms)
+
+    def _conditional(self, batch: pa.RecordBatch, messages: Sequence[Message]) -> pa.RecordBatch:
+        """Leave out deletes whose condition is not met: nothing depends on the log for them."""
+        asked = {m.offset: m for m in messages if m.value is None and any(n == events.IF_VERSION for n, _ in m.headers)}
+        if not asked:
+            return batch
+        versions = record.versions_of(batch)
+        at_offset = zip(versions.tolist(), record.offsets(versions).tolist(), strict=True)
+        wanted = {version: events.condition(asked[offset]) for version, offset in at_offset if offset in asked}
+        keep = conditions.met(batch["id"].to_pylist(), versions.tolist(), wanted, self._index)
+        return batch.filter(pa.array(keep))
 
     async def _without_cleared(self, partition: int, batch: pa.RecordBatch) -> pa.RecordBatch:
         """Leave out what was cleared, and announce it again: the life before may have died before it could."""
@@ -113,8 +131,13 @@ class Ingest:
         return batch.filter(pa.array(keep))
 
     def _release(self, partition: int, masked: list[tuple[TierName, Location]]) -> None:
-        """Drop superseded rows from hot at once (they were dirty: R2 settles them), queue those below (R3)."""
-        hot = [where for tier, where in masked if tier == TierName.HOT]
+        """Drop superseded rows from hot at once, queue those below (R3).
+
+        Those of hot were dirty, and R2 settles them; but a copy was not: its home is below, and settled long ago.
+        """
+        copies = [where.id for tier, where in masked if tier == TierName.HOT and self._hot.copies.holds(where)]
+        self._hot.copies.evict(copies, "superseded")
+        hot = [where for tier, where in masked if tier == TierName.HOT and where.id not in copies]
         if hot:
             self._hot.evict_now(hot)
             versions = np.array([where.version for where in hot], np.int64)

@@ -9,7 +9,7 @@ somewhere without being a home is in the index's queue until its eviction is ans
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -45,7 +45,10 @@ class Rewrites(Protocol):
 
 
 class Mover:
-    """Effects of R3, R4 and R5. `watermarks` and `committed` are by partition."""
+    """Effects of R3, R4 and R5. `watermarks` and `committed` are by partition.
+
+    `keep` is given the rows that have left hot: those that are read may stay there as copies.
+    """
 
     def __init__(
         self,
@@ -55,9 +58,10 @@ class Mover:
         shape: pa.Schema,
         watermarks: Mapping[int, Watermark],
         committed: Callable[[int], int],
+        keep: Callable[[int, pa.RecordBatch], Awaitable[object]],
     ) -> None:
         self._index, self._tiers, self._changes, self._shape = index, tiers, changes, shape
-        self._watermarks, self._committed = watermarks, committed
+        self._watermarks, self._committed, self._keep = watermarks, committed, keep
         self.moved: dict[tuple[str, str], int] = {}
 
     async def move(
@@ -91,6 +95,8 @@ class Mover:
         log.info(
             "batch.moved", partition=partition, source=source.word, target=target.word, rows=moved, evicted=evicted
         )
+        if source == TierName.HOT:
+            await self._keep(partition, batch)
         return moved
 
     def _at_home(self, tier: TierName, keys: Sequence[tuple[str, int]]) -> list[Location]:

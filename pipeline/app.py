@@ -30,6 +30,7 @@ from consumers.ingest import Ingest
 from consumers.lane import Lane
 from consumers.lease import Lease
 from consumers.mover import Mover
+from consumers.promote import Promotion
 from consumers.reader import Handler, Reader
 from consumers.upkeep import Upkeep
 from consumers.watermark import Watermark
@@ -43,10 +44,12 @@ from producers.changes import Changes
 from producers.columns import BATCH_ROWS
 from producers.decoder import Embed, EventDecoder
 from producers.events import Topics
+from producers.expiry import Expiry
 from producers.memories import MemoryProducer
 from producers.publisher import Publisher
 from tiers import record
 from tiers.cold import ColdMemory
+from tiers.copies import Copies
 from tiers.glacier import GlacierMemory
 from tiers.hot import HotMemory
 from tiers.index import Index
@@ -88,6 +91,10 @@ class Node:
     mover: Mover
     commit: Commit
     access: Access
+    heat: Heat
+    age: AgeMonitor
+    copies: Copies
+    expiry: Expiry
     clearing: Clearing
     lanes: dict[int, Lane]
     search_pool: SerialExecutor
@@ -142,9 +149,8 @@ async def open_node(settings: Settings) -> AsyncIterator[Node]:
             await warm.raise_epoch(partition, epoch)
             await glacier.raise_epoch(partition, epoch)
         coder = await _open_coder(stack, settings, index, directory.path)
-        twice = await rebuild(index, [warm, cold, glacier], settings.kafka.partitions, coder)
         changes = Changes(publisher, topics.changes, now_ms)
-        await announce(changes, twice)
+        await announce(changes, await rebuild(index, [warm, cold, glacier], settings.kafka.partitions, coder))
         embed = load_embedder(settings.embedder, settings.dim)
         watermarks: dict[int, Watermark] = {}
         ingest = Ingest(
@@ -161,22 +167,31 @@ async def open_node(settings: Settings) -> AsyncIterator[Node]:
             now_ms=now_ms,
         )
         ingest.cleared_below = {int(partition): offset for partition, offset in manifest.cleared_below.items()}
-        heat = Heat(index, settings.policy.heat_half_life_s)
         lanes = {partition: Lane(partition, settings.move.lane_jobs_max) for partition in owned}
-        mover = Mover(index, tiers, changes, shape, watermarks, lambda p: commit.acknowledged(p))  # noqa: PLW0108 - made below
+        promotion = Promotion(settings.move, settings.policy, index, hot, tiers, changes, lanes, now_ms)
+        mover = Mover(
+            index,
+            tiers,
+            changes,
+            shape,
+            watermarks,
+            lambda p: commit.acknowledged(p),  # noqa: PLW0108 - made below
+            promotion.keep,
+        )
 
         async def usages() -> Mapping[TierName, Usage]:
             return {name: await tier.usage() for name, tier in tiers.items()}
 
-        demote = Demote(settings.move, settings.policy, index, mover, lanes, usages)
+        heat = Heat(index, settings.policy.heat_half_life_s, promotion, now_ms)
+        demote = Demote(settings.move, settings.policy, index, mover, lanes, usages, hot.copies.evict)
         handlers: dict[str, Handler] = {topics.memories: ingest, topics.access: heat, topics.age: demote}
         reader = Reader(settings.kafka, owned, topics.memories, handlers, ingest, settings.hot.slab_rows)
         await stack.enter_async_context(reader)
-        starts, ends = await reader.seek()
+        starts, ingest.replay_until = await reader.seek()
         watermarks |= {partition: Watermark(start) for partition, start in starts.items()}
-        ingest.replay_until = ends
+
         commit = Commit(settings.commit, reader, lease, watermarks)
-        log.info("node.opened", partitions=len(owned), index=len(index), start=starts, end=ends)
+        log.info("node.opened", partitions=len(owned), index=len(index), start=starts, end=ingest.replay_until)
 
         notes = Clearances(directory, manifest)
         clearing = Clearing(index, hot, mover, changes, ingest, commit, lanes, notes)
@@ -185,6 +200,9 @@ async def open_node(settings: Settings) -> AsyncIterator[Node]:
         search_pool = SerialExecutor("search", settings.index.search_threads)
         stack.callback(search_pool.close)
         monitor = AgeMonitor(settings.age, settings.policy, index, usages, publisher, topics.age, now_ms)
+        expiry = Expiry(
+            settings.expiry, index, publisher, topics.memories, lambda p: p in lanes and ingest.ready(p), now_ms
+        )
         upkeep = Upkeep(settings.move, index, mover, lanes, glacier.vacuum, now_ms)
         node = Node(
             settings=settings,
@@ -201,11 +219,15 @@ async def open_node(settings: Settings) -> AsyncIterator[Node]:
             mover=mover,
             commit=commit,
             access=access,
+            heat=heat,
+            age=monitor,
+            copies=hot.copies,
+            expiry=expiry,
             clearing=clearing,
             lanes=lanes,
             search_pool=search_pool,
             embed=embed,
-            services=[reader, *lanes.values(), monitor, access, commit, upkeep, coder, lease],
+            services=[reader, *lanes.values(), monitor, access, commit, upkeep, promotion, expiry, coder, lease],
         )
         yield node
         await commit.step()  # reached only after an orderly stop: lanes are quiet, the last watermark is true

@@ -125,8 +125,8 @@ def changes(
             if as_json:
                 print(json.dumps({"cursor": cursor, **change}), flush=True)
             else:
-                target = change["to"] or "gone"
-                print(f"{cursor}  {change['from']} -> {target}  {len(change['ids'])} ({change['reason']})", flush=True)
+                move = f"{change['kind']} {change['from']} -> {change['to'] or 'gone'}"
+                print(f"{cursor}  {move}  {len(change['ids'])} ({change['reason']})", flush=True)
             if number == limit:
                 return
 

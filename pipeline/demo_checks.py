@@ -101,11 +101,17 @@ def fold_memories(messages: Iterable[Any]) -> dict[str, Published]:
 
 
 def fold_changes(messages: Iterable[Any], newest: dict[str, Published]) -> tuple[dict[str, str | None], Counter[str]]:
-    """Return where the ledger says each id is at home ("hot" when it never moved), and moves by hop."""
+    """Return where the ledger says each id is at home ("hot" when it never moved), and moves by hop.
+
+    Copies that come and go are counted, and say nothing about homes.
+    """
     placement: dict[str, str | None] = dict.fromkeys(newest, "hot")
     hops: Counter[str] = Counter()
     for message in messages:
         change = json.loads(message.value)
+        if change["kind"] == "copy":
+            hops["copied" if change["to"] else "uncopied"] += len(change["ids"])
+            continue
         hops[f"{change['from']}->{change['to']}"] += len(change["ids"])
         for identifier, text in zip(change["ids"], change["versions"], strict=True):
             epoch, offset, row = map(int, text.split("."))

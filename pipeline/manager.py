@@ -89,9 +89,9 @@ class MemoryManager:
         self.check_ready()
         left_ms = asked.left_s * 1000 if asked.left_s is not None else node.settings.gateway.deadline_ms
         query = replace(query, deadline_ms=left_ms)
-        result = await read.retrieve(node.index, node.tiers, query, node.search_pool)
+        result = await read.retrieve(node.index, node.tiers, query, node.search_pool, now_ms())
         result.freshness = self.freshness()
-        node.access.note(result.hits)
+        node.access.note(result.hits, node.copies.has)
         return result
 
     def check_ready(self) -> None:
@@ -127,7 +127,8 @@ class MemoryManager:
         self._check(query)
         self.check_ready()
         node = self.node
-        async for hits in listing.everything(read.Reading(node.index, node.tiers, query, node.search_pool)):
+        reading = read.Reading(node.index, node.tiers, query, node.search_pool, now_ms())
+        async for hits in listing.everything(reading):
             yield hits
 
     async def clear(self, tier: str | TierName) -> int:
@@ -181,6 +182,13 @@ class MemoryManager:
                 for name in TierName
             },
             "moved": [{"from": s, "to": t, "records": n} for (s, t), n in sorted(node.mover.moved.items())],
+            "copies": {
+                "records": len(node.copies),
+                "records_max": node.copies.rows_max,
+                "promoted": node.copies.promoted,
+                "evicted": dict(node.copies.evicted),
+            },
+            "reads": {tier.word: node.access.reads[tier] for tier in TierName} | {"copies": node.access.copy_reads},
             "ingested": node.ingest.rows,
             "dead_letters": dict(node.ingest.letters),
             "dirty": {str(p): mark.dirty for p, mark in node.ingest.watermarks.items()},

@@ -46,12 +46,36 @@ class Metrics:
         for (source, target), count in node.mover.moved.items():
             moves.add_metric([source, target], count)
         yield moves
+        yield from self._copies()
         yield CounterMetricFamily("isotherm_ingested", "Records ingested", value=node.ingest.rows)
         letters = CounterMetricFamily("isotherm_dead_letters", "Inputs that could not be applied", labels=["reason"])
         for reason, count in node.ingest.letters.items():
             letters.add_metric([reason], count)
         yield letters
         yield from self._partitions()
+
+    def _copies(self) -> Iterable[Metric]:
+        node = self._manager.node
+        copies, access = node.copies, node.access
+        reads = CounterMetricFamily(
+            "isotherm_reads", "Records returned, by the tier they were read in", labels=["tier"]
+        )
+        for tier in TierName:
+            reads.add_metric([tier.word], access.reads[tier])
+        yield reads
+        yield CounterMetricFamily("isotherm_accesses", "Reads that became heat", value=node.heat.accesses)
+        yield CounterMetricFamily("isotherm_copy_reads", "Records returned from copies in hot", value=access.copy_reads)
+        yield GaugeMetricFamily("isotherm_copies", "Promoted copies in hot", value=len(copies))
+        yield CounterMetricFamily("isotherm_promotions", "Copies put into hot", value=copies.promoted)
+        gone = CounterMetricFamily("isotherm_copy_evictions", "Copies evicted from hot", labels=["reason"])
+        for reason, count in copies.evicted.items():
+            gone.add_metric([reason], count)
+        yield gone
+        yield CounterMetricFamily(
+            "isotherm_expired", "Tombstones written for expired records", value=node.expiry.written
+        )
+        unmet = node.ingest.unmet
+        yield CounterMetricFamily("isotherm_unmet_conditions", "Deletes that found another version", value=unmet)
 
     def _partitions(self) -> Iterable[Metric]:
         node = self._manager.node

@@ -20,6 +20,7 @@ from consumers.commit import CommitSettings
 from consumers.demote import MoveSettings
 from producers.access import AccessSettings
 from producers.age import AgeSettings
+from producers.expiry import ExpirySettings
 from producers.publisher import KafkaSettings
 from tiers import secret
 from tiers.cold import ColdSettings
@@ -98,6 +99,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     index: IndexSettings = IndexSettings()
     policy: PolicySettings = PolicySettings()
     age: AgeSettings = AgeSettings()
+    expiry: ExpirySettings = ExpirySettings()
     access: AccessSettings = AccessSettings()
     move: MoveSettings = MoveSettings()
     commit: CommitSettings = CommitSettings()
@@ -182,6 +184,24 @@ def check(settings: Settings) -> None:
             settings.hot.capacity_rows,
             settings.hot.capacity_rows < 2 * settings.hot.slab_rows * len(settings.owned()),
             f"each of {len(settings.owned())} partitions needs two slabs: {2 * settings.hot.slab_rows} rows for each",
+        ),
+        (
+            "hot.copy_fraction",
+            settings.hot.copy_fraction,
+            not 0 <= settings.hot.copy_fraction <= 0.5,
+            "copies take none to half of hot: 0 to 0.5",
+        ),
+        (
+            "policy.copy_heat_min",
+            settings.policy.copy_heat_min,
+            not 0 <= settings.policy.copy_heat_min < settings.policy.promote_heat_min,
+            f"below promote_heat_min ({settings.policy.promote_heat_min:g}), or copies come and go",
+        ),
+        (
+            "policy.promote_margin",
+            settings.policy.promote_margin,
+            settings.policy.promote_margin <= 1,
+            "more than 1, or two records of equal heat take turns",
         ),
         (
             "policy.low_water",

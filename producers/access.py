@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 import msgspec
 import numpy as np
@@ -15,7 +15,7 @@ from producers.publisher import Publisher
 from producers.ticks import ticks
 from tiers import record
 from tiers.errors import LogUnavailable
-from tiers.tier import Hit
+from tiers.tier import Hit, TierName
 
 
 class AccessSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -38,12 +38,16 @@ class Access:
         self._counts: Counter[str] = Counter()
         self._last: dict[str, tuple[int, int]] = {}
         self.uncounted = 0
+        self.reads: Counter[TierName] = Counter()  # records returned, by the tier they were read in
+        self.copy_reads = 0  # of those of hot: from copies
 
-    def note(self, hits: Iterable[Hit]) -> None:
-        """Count one access of each hit; no I/O."""
+    def note(self, hits: Iterable[Hit], is_copy: Callable[[str], bool] = lambda _: False) -> None:
+        """Count one access of each hit; no I/O. `is_copy` says which ids have a copy in hot."""
         now = self._now_ms()
         for hit in hits:
             identifier = hit.row.id
+            self.reads[hit.tier] += 1
+            self.copy_reads += hit.tier is TierName.HOT and is_copy(identifier)
             if identifier not in self._last and len(self._last) >= self._settings.ids_max:
                 self.uncounted += 1
                 continue
@@ -61,6 +65,19 @@ class Access:
             return
         counts, last = self._counts, self._last
         self._counts, self._last = Counter(), {}
+        try:
+            await self._publish(counts, last)
+        except LogUnavailable:
+            self.uncounted += len(counts)
+
+    async def hint(self, identifier: str, count: int) -> None:
+        """Publish at once that a record is wanted, as if read `count` times: how an operator promotes. LogUnavailable.
+
+        `policy.promote_heat_min` reads are what admission asks for; where copies are short, the hotter stay.
+        """
+        await self._publish({identifier: count}, {identifier: (self._now_ms(), int(TierName.HOT))})
+
+    async def _publish(self, counts: Mapping[str, int], last: Mapping[str, tuple[int, int]]) -> None:
         ids = list(counts)
         batch = pa.RecordBatch.from_arrays(
             [
@@ -72,11 +89,8 @@ class Access:
             schema=events.ACCESS,
         )
         partition = record.partitions(batch["id"], self._partitions)
-        try:
-            for number in np.unique(partition).tolist():
-                part = batch.filter(pa.array(partition == number))
-                for start in range(0, part.num_rows, 5_000):
-                    value = events.encode_arrow(part.slice(start, 5_000))
-                    await self._publisher.send(self._topic, value, partition=number)
-        except LogUnavailable:
-            self.uncounted += len(ids)
+        for number in np.unique(partition).tolist():
+            part = batch.filter(pa.array(partition == number))
+            for start in range(0, part.num_rows, 5_000):
+                value = events.encode_arrow(part.slice(start, 5_000))
+                await self._publisher.send(self._topic, value, partition=number)

@@ -24,7 +24,7 @@ from tiers import policy
 from tiers.errors import LogUnavailable
 from tiers.index import Index
 from tiers.policy import PolicySettings
-from tiers.segment import Segment
+from tiers.segment import NO_COPY, Segment
 from tiers.tier import TierName, Usage
 
 Usages = Callable[[], Awaitable[Mapping[TierName, Usage]]]
@@ -83,6 +83,28 @@ class AgeMonitor:
                 await self._publisher.send(self._topic, value, partition=proposal.partition)
                 named += proposal.batch.num_rows
         return named
+
+    async def hint(self, identifier: str) -> bool:
+        """Name a record at once, wherever it is: how an operator demotes. False when there is none; LogUnavailable.
+
+        One that has a copy in hot loses the copy; another goes one tier down, or out of hot to where its heat says.
+        """
+        entry = self._index.find(identifier)
+        if entry is None or entry.deleted:
+            return False
+        heat, heat_at = self._index.heats([identifier])
+        fields = {
+            "id": [identifier],
+            "version": [entry.version],
+            "tier": [int(TierName.HOT) if entry.copy != NO_COPY else entry.home],
+            "age_ms": [0],
+            "idle_ms": [0],
+            "heat": policy.heat_at(heat, self._now_ms() - heat_at, self._rules.heat_half_life_s),
+            "reason": ["operator"],
+        }
+        value = events.encode_arrow(pa.RecordBatch.from_pydict(fields, schema=events.AGE))
+        await self._publisher.send(self._topic, value, partition=entry.partition)
+        return True
 
     def candidates(self, tier: TierName, usage: Usage, now_ms: int) -> list[Proposal]:
         """Return what should leave `tier` now, by partition, and mark it as asked. One loop step."""

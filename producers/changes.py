@@ -11,7 +11,7 @@ from tiers.record import Int64s
 from tiers.tier import TierName
 
 IDS_MAX = 1000
-POLICY = "age-heat-1"  # the name of the rules in tiers/policy.py, for whoever replays the ledger
+POLICY = "age-heat-2"  # the name of the rules in tiers/policy.py, for whoever replays the ledger
 
 
 class Changes:
@@ -28,14 +28,15 @@ class Changes:
         reason: str,
         ids: Sequence[str],
         versions: Int64s,
+        kind: str = "home",
     ) -> int:
-        """Announce that these rows' home went from `source` to `target`; returns its time (ms) once confirmed."""
+        """Announce that these rows' home (copy) went from `source` to `target`; returns its time in ms."""
         at_ms = self._now_ms()
         texts = [record.version_text(version) for version in versions.tolist()]
         sent = []
         for start in range(0, len(ids), IDS_MAX):
             change = events.Change(
-                kind="home",
+                kind=kind,
                 source=source.word if source is not None else None,
                 target=target.word if target is not None else None,
                 reason=reason,

@@ -21,6 +21,7 @@ import msgspec
 import numpy as np
 import pyarrow as pa
 
+from tiers import record
 from tiers.errors import InvalidRecord
 from tiers.record import Floats
 
@@ -28,6 +29,8 @@ JSON_TYPE = "application/json"
 MSGPACK_TYPE = "application/msgpack"
 ARROW_TYPE = "application/vnd.apache.arrow.stream"
 EVENT_TYPE = "io.isotherm.memory"
+
+IF_VERSION = "isotherm-if-version"  # header of a delete: "epoch.offset.row", the version that it deletes or nothing
 
 Headers = Sequence[tuple[str, bytes]]
 
@@ -119,6 +122,27 @@ def event_headers(source: str, identifier: str, kind: str = JSON_TYPE) -> list[t
     ]
 
 
+def condition_headers(source: str, identifier: str, version: int) -> list[tuple[str, bytes]]:
+    """Return the headers of a delete of an id that applies only while `version` is its newest."""
+    text = record.version_text(version)
+    return [*event_headers(source, f"{identifier}@{text}"), (IF_VERSION, text.encode())]
+
+
+def condition(message: Message) -> int | None:
+    """Return the version that a delete is conditional on, if any; InvalidRecord("if_version") where that is unclear."""
+    given = [value for name, value in message.headers if name == IF_VERSION]
+    if not given:
+        return None
+    try:
+        text = given[0].decode("ascii")
+        version = record.parse_version(text)
+        if len(given) == 1 and message.value is None and record.version_text(version) == text:
+            return version
+    except (ValueError, AttributeError) as error:  # a header may be null
+        raise InvalidRecord("if_version", f"{IF_VERSION} is an epoch.offset.row, such as 0.123.0") from error
+    raise InvalidRecord("if_version", f"{IF_VERSION} belongs once on a delete, as epoch.offset.row")
+
+
 # -- tokens --------------------------------------------------------------------------------------------------------
 
 
@@ -183,7 +207,8 @@ def decode_arrow(value: bytes | None, shape: pa.Schema) -> pa.RecordBatch:
 class Change(msgspec.Struct, frozen=True, kw_only=True):
     """Rows that moved together: `kind` home or copy, `at` in ms; `ids[i]` at `versions[i]` ("epoch.offset.row").
 
-    `source` is null for nothing, `target` null when the row is gone for good (a dropped tombstone, a cleared tier).
+    `source` is null for nothing, `target` null when the row is gone for good (a dropped tombstone, a cleared tier). A
+    copy goes from its home to hot, and from hot to nothing; its home stays. Copies end, unannounced, with their node.
     """
 
     kind: str

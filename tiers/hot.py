@@ -2,7 +2,8 @@
 
 The array is cut into slabs. A slab belongs to one partition, fills in log order, keeps the Arrow batches its rows came
 from (ids, payloads and attributes are never copied), and is freed whole once every row in it is dead. A dirty row is
-never overwritten: without a free slab `reserve` raises TierFull, and the partition is paused.
+never overwritten: without a free slab `reserve` raises TierFull, and the partition is paused. Promoted copies have
+slabs of their own (tiers/copies.py), which dirty rows take back when they need them.
 
 Back of the envelope, 256 dimensions: 1 KB a vector, 21 bytes of bookkeeping a row; a scan reads at memory bandwidth,
 1 ms for 25,000 rows on one core.
@@ -10,9 +11,9 @@ Back of the envelope, 256 dimensions: 1 KB a vector, 21 bytes of bookkeeping a r
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from itertools import islice
 
 import msgspec
 import numpy as np
@@ -21,40 +22,32 @@ import pyarrow as pa
 
 from tiers import record, score
 from tiers.alone import choose, find, open_alone, settle
+from tiers.copies import Columns, Copies
 from tiers.device import Device
 from tiers.device import choose as choose_device
 from tiers.errors import TierFull
 from tiers.index import Index
 from tiers.record import Floats, Int64s, Row
+from tiers.segment import NEVER
+from tiers.slab import COPIES, FREE, Scans, Slab
 from tiers.tier import Location, Query, Receipt, Result, TierName, Usage
 from tiers.worker import SerialExecutor
 
-FREE = -1
 COLUMNAR_ROWS = 8  # from here on turning whole columns into values costs less than row by row
+COPIES_LISTED = 1_000  # copies that a listing turns into one batch
+KEPT_FREE = 8  # copies take a slab only while more than one in so many stays free: a burst need not wait for theirs
 
 
 class HotSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """`capacity_rows` is rounded down to whole slabs; `device` is auto, cpu or cuda."""
+    """`capacity_rows` is rounded down to whole slabs, and so is the fraction of it that copies may take.
+
+    `device` is auto, cpu or cuda.
+    """
 
     device: str = "auto"
     capacity_rows: int = 262_144
     slab_rows: int = 8_192
-
-
-@dataclass(slots=True)
-class Slab:
-    """Rows [0, fill) hold vectors; `starts[i]` is the first row of `batches[i]`."""
-
-    partition: int = FREE
-    fill: int = 0
-    live: int = 0
-    starts: list[int] = field(default_factory=list)
-    batches: list[pa.RecordBatch] = field(default_factory=list)
-
-    def find(self, row: int) -> tuple[pa.RecordBatch, int]:
-        """Return the batch that holds a row of this slab, and the row's place in it."""
-        at = bisect_right(self.starts, row) - 1
-        return self.batches[at], row - self.starts[at]
+    copy_fraction: float = 0.25
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,12 +85,23 @@ class HotMemory:
         self._alive = np.zeros(count * self._rows, bool)
         self._deleted = np.zeros(count * self._rows, bool)  # tombstones: alive, and nothing that a scan may find
         self._version = np.zeros(count * self._rows, np.int64)
+        self._expires = np.full(count * self._rows, NEVER)
         self._slabs = [Slab() for _ in range(count)]
         self._free = list(range(count - 1, -1, -1))
         self._open: dict[int, int] = {}
         self._limbo: list[tuple[int, int]] = []  # (scans begun when freed, slab number)
-        self._scans: set[int] = set()
-        self._begun = 0
+        self._scans = Scans()
+        self.copies = Copies(
+            self.index,
+            Columns(self._alive, self._deleted, self._version, self._expires),
+            self._scans,
+            slab_rows=self._rows,
+            slabs_max=int(count * settings.copy_fraction),
+            lend=self._lend,
+            lendable=lambda: len(self._free) - 1 - count // KEPT_FREE,
+            give_back=self._release,
+            upload=self._upload,
+        )
         self._thread = SerialExecutor("hot")
 
     @classmethod
@@ -121,8 +125,8 @@ class HotMemory:
         return len(self._slabs) * self._rows
 
     def room(self, partition: int) -> int:
-        """Return how many rows of a partition could be reserved now."""
-        return self._left(partition) + len(self._free) * self._rows
+        """Return how many rows of a partition could be reserved now, slabs of copies taken back where needed."""
+        return self._left(partition) + (len(self._free) + self.copies.slabs) * self._rows
 
     def _left(self, partition: int) -> int:
         slab = self._open.get(partition)
@@ -137,7 +141,9 @@ class HotMemory:
 
         TierFull, with nothing changed, when there is no room.
         """
-        if batch.num_rows > self.room(partition):
+        wanted = self._slabs_for(partition, batch.num_rows)
+        self.copies.take_back(wanted - len(self._free) - len(self._limbo))
+        if wanted > len(self._free):
             raise TierFull(f"hot has no room for {batch.num_rows} rows of partition {partition}")
         slots = np.empty(batch.num_rows, np.int64)
         vectors = record.vectors_of(batch)
@@ -158,6 +164,8 @@ class HotMemory:
         await self._upload(jobs, vectors)
         self._version[slots] = record.versions_of(batch)
         self._deleted[slots] = record.deleted_of(batch)
+        expires_at = record.times_of(batch, "expires_at")
+        self._expires[slots] = np.where(expires_at > 0, expires_at, NEVER)
         return slots
 
     async def _upload(self, jobs: list[tuple[int, int, int]], vectors: Floats) -> None:
@@ -185,29 +193,32 @@ class HotMemory:
             self._open[partition] = number
         return number
 
+    def _lend(self) -> tuple[int, Slab] | None:
+        """Give a slab to the copies, while enough stay free for dirty rows."""
+        if len(self._free) - 1 <= len(self._slabs) // KEPT_FREE:
+            return None
+        number = self._free.pop()
+        self._slabs[number] = Slab(COPIES)
+        return number, self._slabs[number]
+
     def _release(self, number: int) -> None:
         """Free a slab, at once or after the scans that may still read it."""
         self._slabs[number] = Slab()
-        self._limbo.append((self._begun, number))
+        self._limbo.append((self._scans.begun, number))
         self._reclaim()
 
     def _reclaim(self) -> None:
-        oldest = min(self._scans, default=self._begun + 1)
+        oldest = self._scans.oldest
         self._free += [number for begun, number in self._limbo if begun < oldest]
         self._limbo = [(begun, number) for begun, number in self._limbo if begun >= oldest]
 
     # -- scanning ----------------------------------------------------------------------------------------------------
 
-    def snapshot(self) -> Snapshot:
-        """Copy what a scan needs, in one loop step."""
-        self._begun += 1
-        self._scans.add(self._begun)
-        slabs = [
-            (number, Slab(slab.partition, slab.fill, slab.live, list(slab.starts), list(slab.batches)))
-            for number, slab in enumerate(self._slabs)
-            if slab.live
-        ]
-        return Snapshot(self._begun, slabs, self._alive & ~self._deleted)
+    def snapshot(self, now_ms: int = 0) -> Snapshot:
+        """Copy what a scan needs, in one loop step; rows that have expired by `now_ms` are not in it."""
+        slabs = [(number, slab.frozen()) for number, slab in enumerate(self._slabs) if slab.live]
+        alive = self._alive & ~self._deleted & (self._expires > now_ms)
+        return Snapshot(self._scans.begin(), slabs, alive)
 
     async def scan(
         self, snapshot: Snapshot, query: Floats, k: int, only: Int64s | None = None
@@ -220,19 +231,19 @@ class HotMemory:
             alive[only] = snapshot.alive[only]
         try:
             rows, values = await self._thread.run(self.device.best, self._vectors, self._scale, ranges, alive, query, k)
+            slabs = dict(snapshot.slabs)
+            return [
+                (value, slabs[row // self._rows].id_at(row % self._rows))
+                for row, value in zip(rows.tolist(), values.tolist(), strict=True)
+            ]
         finally:
             self.release(snapshot)
-        slabs = dict(snapshot.slabs)
-        found: list[tuple[float, str]] = []
-        for row, value in zip(rows.tolist(), values.tolist(), strict=True):
-            batch, at = slabs[row // self._rows].find(row % self._rows)
-            found.append((value, batch["id"][at].as_py()))
-        return found
 
     def release(self, snapshot: Snapshot) -> None:
         """Say that no scan of this snapshot begins any more; again does nothing."""
-        self._scans.discard(snapshot.number)
+        self._scans.end(snapshot.number)
         self._reclaim()
+        self.copies.reclaim()
 
     # -- the tier ----------------------------------------------------------------------------------------------------
 
@@ -258,28 +269,34 @@ class HotMemory:
         return await find(self, self.index, query)
 
     async def retrieve_all(self) -> AsyncIterator[pa.RecordBatch]:
-        """See Tier; slabs by number."""
+        """See Tier; slabs by number, then copies."""
         for number, slab in list(enumerate(self._slabs)):
             for start, batch in zip(list(slab.starts), list(slab.batches), strict=True):
                 slots = np.arange(start, start + batch.num_rows) + number * self._rows
                 alive = self._alive[slots]
                 if alive.any() and self._slabs[number] is slab:  # not freed and used again meanwhile
                     yield batch.append_column("slot", pa.array(slots)).filter(pa.array(alive))
+        copies = self.copies.all()
+        while part := list(islice(copies, COPIES_LISTED)):
+            listed = record.to_batch([row for _, row in part], self.shape)
+            yield listed.append_column("slot", pa.array([slot for slot, _ in part], pa.int64()))
 
     async def get(self, locations: Sequence[Location]) -> list[Row | None]:
         """See Tier."""
         return self._fetch(locations)
 
     def _fetch(self, locations: Sequence[Location]) -> list[Row | None]:
-        """Return the rows that are held, read column by column from each batch they came in."""
+        """Return the rows that are held: copies as they are, others column by column from each batch they came in."""
+        found: list[Row | None] = [None] * len(locations)
         batches: dict[int, tuple[pa.RecordBatch, list[int], list[int]]] = {}
         for position, where in enumerate(locations):
-            if self._holds(where):
+            if self._slabs[where.slot // self._rows].partition == COPIES:
+                found[position] = self.copies.get(where)
+            elif self._holds(where):
                 batch, at = self._slabs[where.slot // self._rows].find(where.slot % self._rows)
                 _, positions, rows = batches.setdefault(id(batch), (batch, [], []))
                 positions.append(position)
                 rows.append(at)
-        found: list[Row | None] = [None] * len(locations)
         for batch, positions, rows in batches.values():
             few = len(rows) < COLUMNAR_ROWS
             taken = [record.row_at(batch, at) for at in rows] if few else record.rows_of(batch.take(pa.array(rows)))
@@ -295,8 +312,8 @@ class HotMemory:
         return self.evict_now(keys)
 
     def evict_now(self, keys: Sequence[Location]) -> int:
-        """Mark these rows dead in this loop step, and free slabs with no live row left."""
-        evicted = 0
+        """Mark these rows dead in this loop step, and free slabs with no live row left; copies count as superseded."""
+        evicted = self.copies.evict([where.id for where in keys if self.copies.holds(where)], "superseded")
         for where in keys:
             slab = self._slabs[where.slot // self._rows]  # it may be another partition's by now, with its versions
             if slab.partition == where.partition and self._holds(where):
@@ -315,6 +332,7 @@ class HotMemory:
 
     async def clear(self) -> None:
         """See Tier."""
+        self.copies.take_back(self.copies.slabs)
         for number, slab in enumerate(self._slabs):
             if slab.partition != FREE:
                 self._alive[number * self._rows : (number + 1) * self._rows] = False
@@ -328,8 +346,11 @@ class HotMemory:
         self._thread.close()
 
     async def usage(self) -> Usage:
-        """See Tier. Bytes are those of slabs in use, dead rows and all: pressure must see what cannot be reserved."""
+        """See Tier. Bytes are those of slabs in use, dead rows and all: pressure must see what cannot be reserved.
+
+        Copies count for nothing: what they take can be reserved at any time.
+        """
         slab_bytes = self._rows * 4 * self.shape.field("vector").type.list_size
-        in_use = len(self._slabs) - len(self._free)
-        rows = int(self._alive.sum())
+        in_use = len(self._slabs) - len(self._free) - self.copies.slabs
+        rows = int(self._alive.sum()) - len(self.copies)
         return Usage(rows, in_use * slab_bytes, len(self._slabs) * self._rows, len(self._slabs) * slab_bytes)

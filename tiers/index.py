@@ -115,6 +115,14 @@ class Index:
             rows.append((entry.version, entry.copy))
         return rows
 
+    def heats(self, ids: Sequence[str]) -> tuple[Floats, Int64s]:
+        """Return the heat of each id and the time in ms that it is as of; zeros where the id is not known."""
+        numbers = self._numbers(ids)
+        heat, heat_at = np.zeros(len(ids), np.float32), np.zeros(len(ids), np.int64)
+        for segment, at, rows in self._by_segment(numbers, numbers >= 0):
+            heat[at], heat_at[at] = segment.heat[rows], segment.heat_at[rows]
+        return heat, heat_at
+
     def rows(self, tier: TierName) -> int:
         """Return how many ids have their home in the tier, tombstones included."""
         return int(self._rows[tier])
@@ -130,14 +138,22 @@ class Index:
         return out
 
     def views(
-        self, tiers: Iterable[TierName], namespaces: Iterable[str] | None = None, *, facts: bool = False
+        self,
+        tiers: Iterable[TierName],
+        namespaces: Iterable[str] | None = None,
+        *,
+        facts: bool = False,
+        now_ms: int = 0,
     ) -> list[View]:
-        """Return what a read of these homes looks at, all segments in one loop step; `facts` for criteria."""
+        """Return what a read of these tiers looks at, all segments in one loop step; `facts` for criteria.
+
+        What has expired by `now_ms` is not there; a record that has a copy in hot is hot's, if hot is asked.
+        """
         wanted = frozenset(tiers)
         known = None
         if namespaces is not None:
             known = np.array(sorted(self._namespaces[n] for n in namespaces if n in self._namespaces), np.int32)
-        found = (segment.view(wanted, known, facts=facts) for segment in self._segments.values())
+        found = (segment.view(wanted, known, facts=facts, now_ms=now_ms) for segment in self._segments.values())
         return [view for view in found if view is not None]
 
     @property
@@ -232,6 +248,30 @@ class Index:
                     segment.slot[row] = new
                     continue
             self.queue.follow(tier, identifier, version, old, new)
+
+    def place_copy(self, identifier: str, version: int, slot: int) -> Entry | None:
+        """Note a copy in hot of a record whose home is below, and return its entry.
+
+        None, with nothing changed, when that is not the id's newest version, or a tombstone, or in hot already (R3).
+        """
+        entry = self.find(identifier)
+        if entry is None or entry.version != version or entry.deleted:
+            return None
+        if entry.home == TierName.HOT or entry.copy != NO_COPY:
+            return None
+        segment, row = self._at(self._entry[identifier])
+        segment.copy[row] = slot
+        segment.changed()
+        return entry
+
+    def forget_copy(self, identifier: str, slot: int) -> None:
+        """Take note that the copy in this slot of hot is gone; another one stays."""
+        number = self._entry.get(identifier)
+        if number is not None:
+            segment, row = self._at(number)
+            if segment.copy[row] == slot:
+                segment.copy[row] = NO_COPY
+                segment.changed()
 
     def drop(self, keys: Iterable[tuple[str, int]]) -> int:
         """Forget ids whose entry has exactly this version (a dropped tombstone, a cleared tier)."""

@@ -37,7 +37,7 @@ async def page(reading: Reading) -> Result:
     goes on where it stood.
     """
     query = reading.query
-    views = reading.index.views(reading.tiers, query.namespaces, facts=True)
+    views = reading.views(facts=True)
     after = decode_cursor(query.cursor, query)
     ids, whole = await _ids(reading, views, after, query.limit + 1)
     live = sum(int(view.mask.sum()) for view in views)
@@ -62,7 +62,7 @@ async def everything(reading: Reading) -> AsyncIterator[list[Hit]]:
     """Yield every record that meets the criteria, some at a time; TierUnavailable when a tier does not answer."""
     after, more = "", True
     while more:
-        views = reading.index.views(reading.tiers, reading.query.namespaces, facts=True)
+        views = reading.views(facts=True)
         ids, _ = await _ids(reading, views, after, IDS_MAX)
         more = len(ids) == IDS_MAX
         for start in range(0, len(ids), FETCH_ROWS):

@@ -3,6 +3,10 @@
 Rows leave hot in log order when old enough or under pressure; heat never delays that, it only decides where they land:
 young or read rows in warm, the rest in cold. Warm and cold rows go down when idle long enough or under pressure. A
 target at its high water is passed over. Tombstones have no heat. Glacier has no bound here (design §5).
+
+A row below that is read often enough gets a copy in hot while there is room, and beyond that in place of the coldest
+copy, if it is hotter by a margin. A copy stays until it has cooled far below what admits one. So one look at every
+record, by which each gains one read, admits none; and nothing comes back that has not been read again.
 """
 
 from __future__ import annotations
@@ -21,6 +25,7 @@ from tiers.tier import TierName, Usage
 REASONS = ("unknown", "age", "idle", "pressure", "operator", "drained", "recovered")
 
 Bools = npt.NDArray[np.bool_]
+Positions = npt.NDArray[np.intp]
 
 
 class PolicySettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -31,6 +36,9 @@ class PolicySettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     cold_idle_s: float = 86_400.0
     heat_half_life_s: float = 300.0
     warm_heat_min: float = 0.5
+    promote_heat_min: float = 4.0
+    promote_margin: float = 1.5
+    copy_heat_min: float = 1.0
     high_water: float = 0.85
     low_water: float = 0.7
 
@@ -119,3 +127,26 @@ def plan(
         if len(taken) < len(here):  # full: what is left goes one tier further down
             wanted = np.where(np.isin(order, here[len(taken) :]), target + 1, wanted)
     return moves
+
+
+def admit(
+    heat: Floats, version: Int64s, room: int, copy_heat: Floats, copy_version: Int64s, settings: PolicySettings
+) -> tuple[Positions, Positions]:
+    """Return which candidates get a copy in hot, hottest first, and which copies go to make room for them.
+
+    `room` copies fit beside those there are. A candidate beyond that takes the place of the coldest copy left, if it is
+    `promote_margin` times as hot; heat fades alike in both, so what gave way does not come back before it is read.
+    """
+    hot_enough = np.flatnonzero(heat >= settings.promote_heat_min)
+    order = hot_enough[np.lexsort((version[hot_enough], -heat[hot_enough]))]
+    free, rest = order[:room], order[room:]
+    coldest = np.lexsort((copy_version, copy_heat))[: len(rest)]
+    rest = rest[: len(coldest)]
+    hotter = heat[rest] >= settings.promote_margin * copy_heat[coldest]
+    count = int(hotter.sum())  # a prefix: candidates cool down along the list, copies warm up
+    return np.concatenate([free, rest[:count]]), coldest[:count]
+
+
+def cooled(copy_heat: Floats, settings: PolicySettings) -> Positions:
+    """Return which copies have cooled down so far that they go."""
+    return np.flatnonzero(copy_heat < settings.copy_heat_min)

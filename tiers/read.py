@@ -16,6 +16,7 @@ from tiers.deadline import Deadline
 from tiers.errors import TierUnavailable
 from tiers.index import Index
 from tiers.record import Row
+from tiers.segment import NO_COPY, View
 from tiers.tier import Hit, Location, Query, Result, Tier, TierName
 from tiers.trace import Trace
 from tiers.worker import SerialExecutor
@@ -24,12 +25,20 @@ LOOKS_MAX = 16  # a row that moves more often than this during one read is an er
 
 
 class Reading:
-    """One read under way: where it may look, until when, and what did not answer."""
+    """One read under way: where it may look, until when, and what did not answer.
+
+    Records that have expired by `now_ms` are not there, whether or not their tombstone has come.
+    """
 
     def __init__(
-        self, index: Index, tiers: Mapping[TierName, Tier], query: Query, pool: SerialExecutor | None = None
+        self,
+        index: Index,
+        tiers: Mapping[TierName, Tier],
+        query: Query,
+        pool: SerialExecutor | None = None,
+        now_ms: int = 0,
     ) -> None:
-        self.index, self.query, self.pool = index, query, pool
+        self.index, self.query, self.pool, self.now_ms = index, query, pool, now_ms
         self.tiers = {name: tier for name, tier in tiers.items() if name in query.tiers}
         self.criteria = Criteria.of(query, index.attributes)
         self.deadline = Deadline(query.deadline_ms)
@@ -37,8 +46,15 @@ class Reading:
         self.took_ms = dict.fromkeys(self.tiers, 0.0)
         self.trace = Trace()
 
+    def views(self, *, facts: bool) -> list[View]:
+        """Return what the index shows of the tiers and namespaces asked for, at this moment."""
+        return self.index.views(self.tiers, self.query.namespaces, facts=facts, now_ms=self.now_ms)
+
     async def resolve(self, ids: Sequence[str]) -> dict[str, tuple[Row, TierName]]:
-        """Return the newest row of each id that is at home in these tiers and meets the criteria."""
+        """Return the newest row of each id that these tiers have and that meets the criteria.
+
+        A record that has a copy in hot is read there, if hot is asked.
+        """
         found: dict[str, tuple[Row, TierName]] = {}
         wanted = list(dict.fromkeys(ids))
         for _ in range(LOOKS_MAX):
@@ -57,14 +73,18 @@ class Reading:
         raise TierUnavailable(f"{wanted[0]!r} moved {LOOKS_MAX} times during one read; ask again")
 
     def _places(self, ids: Sequence[str]) -> dict[TierName, list[Location]]:
-        """Return where the index says that these ids are, by tier; deleted and unknown ones left out."""
+        """Return where the index says that these ids are, by tier; deleted, expired and unknown ones left out."""
         by_tier: dict[TierName, list[Location]] = {}
         for identifier in ids:
             entry = self.index.find(identifier)
-            if entry is None or entry.deleted or TierName(entry.home) not in self.tiers:
+            if entry is None or entry.deleted or 0 < entry.expires_at <= self.now_ms:
                 continue
-            where = Location(entry.id, entry.version, entry.partition, entry.slot)
-            by_tier.setdefault(TierName(entry.home), []).append(where)
+            name, slot = TierName(entry.home), entry.slot
+            if entry.copy != NO_COPY and TierName.HOT in self.tiers:
+                name, slot = TierName.HOT, entry.copy
+            if name in self.tiers:
+                where = Location(entry.id, entry.version, entry.partition, slot)
+                by_tier.setdefault(name, []).append(where)
         return by_tier
 
     async def _get(self, name: TierName, locations: list[Location]) -> list[Row | None] | None:
@@ -96,11 +116,11 @@ class Reading:
 
 
 async def retrieve(
-    index: Index, tiers: Mapping[TierName, Tier], query: Query, pool: SerialExecutor | None = None
+    index: Index, tiers: Mapping[TierName, Tier], query: Query, pool: SerialExecutor | None = None, now_ms: int = 0
 ) -> Result:
     """Answer a query over these tiers: by ids in the order asked, the k nearest, or a page of those that meet it."""
     began = time.perf_counter()
-    reading = Reading(index, tiers, query, pool)
+    reading = Reading(index, tiers, query, pool, now_ms)
     if query.vector is not None:
         result = await search.nearest(reading, query.vector)
     elif query.ids is not None:

@@ -41,8 +41,8 @@ T = TypeVar("T")
 class Scans(Protocol):
     """Hot's own ability: scan a snapshot of its rows. Until `release` a snapshot keeps freed room from being used."""
 
-    def snapshot(self) -> object:
-        """Copy what a scan needs, in this loop step."""
+    def snapshot(self, now_ms: int = 0) -> object:
+        """Copy what a scan needs, in this loop step; what has expired by `now_ms` is not in it."""
 
     def release(self, snapshot: object) -> None:
         """Let go of a snapshot, scanned or not; again does nothing."""
@@ -77,8 +77,8 @@ async def _once(reading: Reading, vector: Floats) -> tuple[Result, int]:
     trace.count("looks", 1)
     hot = cast(Scans, reading.tiers[TierName.HOT]) if TierName.HOT in reading.tiers else None
     with trace.step("look"):  # no await between these two: one moment
-        snapshot = hot.snapshot() if hot else None
-        views = reading.index.views(reading.tiers, reading.query.namespaces, facts=reading.criteria is not None)
+        snapshot = hot.snapshot(reading.now_ms) if hot else None
+        views = reading.views(facts=reading.criteria is not None)
     try:
         with trace.step("filter"):
             parts = await _narrow(reading, views)

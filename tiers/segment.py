@@ -24,6 +24,7 @@ Bools = npt.NDArray[np.bool_]
 
 SEGMENT_ROWS = 65_536
 NO_COPY = -1
+NEVER = np.iinfo(np.int64).max
 
 #: Column name to dtype; all are indexed by the row's number in the segment.
 COLUMNS: dict[str, npt.DTypeLike] = {
@@ -58,20 +59,22 @@ class Entry(NamedTuple):
     slot: int
     copy: int
     deleted: bool
+    expires_at: int
 
 
 class View(NamedTuple):
-    """One segment as a reader sees it at one moment: copied bitmap and homes, and arrays that only grow beyond it.
+    """One segment as a reader sees it at one moment: copied bitmap and places, and arrays that only grow beyond it.
 
-    `mask` are the live records in the tiers and namespaces asked for, `live` their number by home. `below` are those of
-    them that a scan of codes sees: outside hot (which scans its own), and coded; `blind` those that none sees. `hot`
-    are the rows of them at home in hot, and `hot_slots` where; both only when facts were asked for. Shared between
-    readers: nobody writes to it.
+    `place` is where a record is read: in hot if it has a copy there and hot was asked, else at its home. `mask` are the
+    live records in the tiers and namespaces asked for, `live` their number by place. `below` are those of them that a
+    scan of codes sees: outside hot (which scans its own), and coded; `blind` those that none sees. `hot` are the rows
+    of them in hot, and `hot_slots` where; both only when facts were asked for. Shared between readers: nobody writes to
+    it.
     """
 
     ids: list[str]
     mask: Bools
-    home: npt.NDArray[np.int8]
+    place: npt.NDArray[np.int8]
     live: Int64s
     below: Bools
     blind: Bools | None
@@ -83,13 +86,13 @@ class View(NamedTuple):
     hot_slots: Int64s
 
     def seen(self, mask: Bools) -> Int64s:
-        """Return how many rows a search that wants `mask` has looked at here, by home: all but the wanted uncoded."""
-        return self.live if self.blind is None else self.live - by_tier(self.home, mask & self.blind)
+        """Return how many rows a search that wants `mask` has looked at here, by place: all but the wanted uncoded."""
+        return self.live if self.blind is None else self.live - by_tier(self.place, mask & self.blind)
 
 
-def by_tier(home: npt.NDArray[np.int8], mask: Bools) -> Int64s:
-    """Return int64[tiers]: how many of the rows where `mask` have each home."""
-    return np.array([np.count_nonzero(mask & (home == tier)) for tier in TierName], np.int64)
+def by_tier(place: npt.NDArray[np.int8], mask: Bools) -> Int64s:
+    """Return int64[tiers]: how many of the rows where `mask` are in each."""
+    return np.array([np.count_nonzero(mask & (place == tier)) for tier in TierName], np.int64)
 
 
 class Segment:
@@ -121,6 +124,7 @@ class Segment:
         self.ids: list[str] = []
         self.packed: Packed | None = None
         self.rest = Rest()
+        self.soonest = NEVER  # no row of the segment expires before
         self._changes = 0
         self._viewed: tuple[object, View | None] | None = None
         for name, dtype in COLUMNS.items():
@@ -137,6 +141,8 @@ class Segment:
         start, end = self.count, self.count + len(ids)
         for name, values in columns.items():
             getattr(self, name)[start:end] = values
+        expiring = self.expires_at[start:end]
+        self.soonest = min(self.soonest, int(expiring[expiring > 0].min(initial=NEVER)))
         self.ids.extend(ids)
         self.facts.append(facts)
         self.alive[start:end] = True
@@ -153,6 +159,7 @@ class Segment:
             int(self.slot[row]),
             int(self.copy[row]),
             bool(self.deleted[row]),
+            int(self.expires_at[row]),
         )
 
     def encode(self, rows: npt.NDArray[np.intp], vectors: Floats) -> None:
@@ -184,14 +191,31 @@ class Segment:
         if self.packed is not None and len(rows):
             yield rows, self.packed.vectors(rows)
 
-    def view(self, tiers: frozenset[TierName], namespaces: npt.NDArray[np.int32] | None, *, facts: bool) -> View | None:
-        """Return what is to be read here of homes in `tiers`, or None; `facts` for a filter.
+    def due(self, now_ms: int) -> Bools | None:
+        """Return which rows have expired by `now_ms`, dead ones too; None when none has."""
+        if self.soonest > now_ms:
+            return None
+        expires_at = self.expires_at[: self.count]
+        due: Bools = (expires_at > 0) & (expires_at <= now_ms)
+        return due
+
+    def view(
+        self,
+        tiers: frozenset[TierName],
+        namespaces: npt.NDArray[np.int32] | None,
+        *,
+        facts: bool = False,
+        now_ms: int = 0,
+    ) -> View | None:
+        """Return what is to be read here of `tiers`, or None; `facts` for a filter.
 
         The last one is kept for the next reader that asks the same while nothing has changed.
         """
-        key = (self._changes, self.count, tiers, None if namespaces is None else namespaces.tobytes(), facts)
+        moment = now_ms if self.soonest <= now_ms else None  # the time matters only where something has expired
+        names = None if namespaces is None else namespaces.tobytes()
+        key = (self._changes, self.count, tiers, names, facts, moment)
         if self._viewed is None or self._viewed[0] != key:
-            self._viewed = (key, self._view(tiers, namespaces, facts=facts))
+            self._viewed = (key, self._view(tiers, namespaces, facts=facts, now_ms=now_ms))
         return self._viewed[1]
 
     def changed(self) -> None:
@@ -199,25 +223,29 @@ class Segment:
         self._changes += 1
 
     def _view(
-        self, tiers: frozenset[TierName], namespaces: npt.NDArray[np.int32] | None, *, facts: bool
+        self, tiers: frozenset[TierName], namespaces: npt.NDArray[np.int32] | None, *, facts: bool, now_ms: int
     ) -> View | None:
         n = self.count
-        home = self.home[:n].copy()
+        copied = (self.copy[:n] != NO_COPY) & (TierName.HOT in tiers)
+        place = np.where(copied, np.int8(TierName.HOT), self.home[:n])
         wanted = np.zeros(len(TierName), bool)
         wanted[list(tiers)] = True
-        mask = self.alive[:n] & ~self.deleted[:n] & wanted[home]
+        mask = self.alive[:n] & ~self.deleted[:n] & wanted[place]
         if namespaces is not None:
             mask &= np.isin(self.namespace[:n], namespaces)
+        due = self.due(now_ms)
+        if due is not None:
+            mask &= ~due
         if not mask.any():
             return None
-        below, outside = mask & self.coded[:n], home != TierName.HOT
+        below, outside = mask & self.coded[:n], place != TierName.HOT
         blind = mask & outside & ~below
         hot = np.flatnonzero(mask & ~outside) if facts else np.zeros(0, np.intp)
         return View(
             ids=self.ids,
             mask=mask,
-            home=home,
-            live=by_tier(home, mask),
+            place=place,
+            live=by_tier(place, mask),
             below=below & outside,
             blind=blind if blind.any() else None,
             packed=self.packed,
@@ -225,5 +253,5 @@ class Segment:
             event_time=self.event_time[:n],
             facts=self.facts.table() if facts else None,
             hot=hot,
-            hot_slots=self.slot[hot],
+            hot_slots=np.where(copied[hot], self.copy[hot], self.slot[hot]),
         )

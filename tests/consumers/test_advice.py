@@ -48,7 +48,10 @@ class Demoting:
         async def usage() -> dict[TierName, Usage]:
             return usages
 
-        self.demote = Demote(settings, PolicySettings(), self.world.index, self.world.mover, {P: self.lane}, usage)
+        evict = self.world.hot.copies.evict
+        self.demote = Demote(
+            settings, PolicySettings(), self.world.index, self.world.mover, {P: self.lane}, usage, evict
+        )
 
     async def apply(self, *batches: pa.RecordBatch) -> None:
         await self.demote.apply(P, [advice(events.encode_arrow(batch)) for batch in batches])
@@ -57,6 +60,10 @@ class Demoting:
         """Run the jobs that the lane holds."""
         while self.lane.waiting:
             await self.lane._jobs.get_nowait()()
+
+
+def heat_of(world: World) -> Heat:
+    return Heat(world.index, 300, world.promotion, lambda: NOW_MS)
 
 
 async def test_advice_becomes_moves_of_bounded_size():
@@ -107,7 +114,7 @@ async def test_strange_advice_is_rejected(value):
     """Bytes that are no advice cost themselves only, on both topics."""
     demoting = Demoting()
     await demoting.demote.apply(P, [advice(value)])
-    await Heat(demoting.world.index, 300).apply(P, [advice(value)])
+    await heat_of(demoting.world).apply(P, [advice(value)])
 
     assert 0 == demoting.lane.waiting
 
@@ -126,9 +133,47 @@ async def test_accesses_become_heat():
     world.take("a")
     rows = [{"id": name, "tier": 0, "count": 3, "last": NOW_MS} for name in ("a", "unknown")]
     value = events.encode_arrow(pa.RecordBatch.from_pylist(rows, schema=events.ACCESS))
-    await Heat(world.index, 300).apply(P, [advice(value)])
+    await heat_of(world).apply(P, [advice(value)])
 
     assert 4.0 == world.index.segments()[0].heat[0]
+
+
+async def test_a_strangers_reads_neither_cool_nor_reach_into_the_future():
+    """A negative count is none, and a last access that lies ahead is now."""
+    world = World()
+    world.take("a")
+    rows = [{"id": "a", "tier": 0, "count": -3, "last": NOW_MS + 10**9}]
+    await heat_of(world).apply(P, [advice(events.encode_arrow(pa.RecordBatch.from_pylist(rows, schema=events.ACCESS)))])
+    segment = world.index.segments()[0]
+
+    assert (1.0, NOW_MS, NOW_MS) == (segment.heat[0], segment.heat_at[0], segment.used[0])
+
+
+async def test_what_is_read_often_enough_is_offered_to_the_lane():
+    """An access event that makes a row below hot enough leads to one promotion; one that does not leads to none."""
+    world = World()
+    world.take("a", "b", "c")
+    world.finish(world.move(HOT, COLD, "a", "b"))
+    rows = [{"id": name, "tier": 2, "count": count, "last": NOW_MS} for name, count in (("a", 3), ("b", 2), ("c", 9))]
+    value = events.encode_arrow(pa.RecordBatch.from_pylist(rows, schema=events.ACCESS))
+    await heat_of(world).apply(P, [advice(value)])
+    assert 1 == world.lane.waiting
+    await world.lane._jobs.get_nowait()()
+
+    assert [["hot", "cold"], ["cold"], ["hot"]] == [world.where(name) for name in "abc"]
+
+
+async def test_demoting_a_copy_takes_it_away():
+    """Advice that a row should leave hot, where it is a copy, evicts the copy and moves nothing."""
+    demoting = Demoting()
+    world = demoting.world
+    world.take("a")
+    world.finish(world.move(HOT, COLD, "a"))
+    world.finish(world.promote("a"))
+    await demoting.apply(ages(("a", 0), tier=HOT, reason="operator"))
+
+    assert (["cold"], 0) == (world.where("a"), demoting.lane.waiting)
+    assert [("a", None, "operator")] == [(one.id, one.target, one.reason) for one in world.told()]
 
 
 # -- the feed ----------------------------------------------------------------------------------------------------------

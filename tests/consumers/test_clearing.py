@@ -12,8 +12,7 @@ from tests.consumers.world import BELOW, P, World
 from tests.tiers.fake import moment
 from tiers import record
 from tiers.errors import LogUnavailable, OutcomeUnknown, Replaying, TierUnavailable
-from tiers.segment import NO_COPY
-from tiers.tier import Location, TierName
+from tiers.tier import TierName
 
 pytestmark = pytest.mark.unit
 
@@ -104,7 +103,7 @@ def shown(world: World) -> dict[str, int | None]:
     """Return the offset of the version that readers see of every id, None for none; a home not there fails."""
     found: dict[str, int | None] = {}
     physical, hot = world.physical(), world.in_hot()
-    for name in {name for name, _ in world.log}:
+    for name in {name for name, _, _ in world.log}:
         entry = world.index.find(name)
         world._home(name, physical, hot)
         gone = entry is None or entry.deleted
@@ -114,7 +113,7 @@ def shown(world: World) -> dict[str, int | None]:
 
 def newest(world: World) -> dict[str, int | None]:
     """Return the same by the log alone."""
-    return {name: None if gone else at for at, (name, gone) in enumerate(world.log)}
+    return {name: None if gone else at for at, (name, gone, _) in enumerate(world.log)}
 
 
 def settle(world: World) -> None:
@@ -197,8 +196,8 @@ def _driven(world: World, coro, step: int) -> bool:
 def _everything_is_known(world: World) -> None:
     """Every physical row below hot is a home or queued (R3)."""
     physical, hot = world.physical(), world.in_hot()
-    homes = {row for name, _ in world.log for row in world._home(name, physical, hot)}
-    queued = {(k.tier, k.id, k.version) for name, _ in world.log for k in world.index.queue.of(name)}
+    homes = {row for name, _, _ in world.log for row in world._home(name, physical, hot)}
+    queued = {(k.tier, k.id, k.version) for name, _, _ in world.log for k in world.index.queue.of(name)}
     assert set() == {row for row in physical - homes if row[:3] not in queued}
 
 
@@ -313,25 +312,17 @@ def test_a_tier_is_not_cleared_before_the_log_is_replayed():
 
 
 def test_a_copy_in_hot_goes_with_its_record():
-    """Clearing warm leaves no row of a promoted record in hot, where nothing would ever free it."""
+    """Clearing warm leaves no copy of a promoted record in hot, where nothing would ever free it."""
     world, notes = World(), Notes()
     world.take("a", "b")
     world.finish(world.move(TierName.HOT, TierName.WARM, "a"))
-    version = world.index.find("a").version
-    slots = world.finish(world.hot.reserve(_row_of(world, "a"), P), check=False)
-    world.hot.publish(slots)
-    segment, row = world.index._at(world.index._entry["a"])
-    segment.copy[row] = slots[0]
-    assert segment.copy[row] != NO_COPY
+    world.finish(world.promote("a"))
+    assert world.hot.copies.has("a")
 
     world.finish(clearing_of(world, notes).clear(TierName.WARM), check=False)
 
-    assert [None] == world.finish(world.hot.get([Location("a", version, P, int(slots[0]))]), check=False)
-
-
-def _row_of(world: World, name: str):
-    row = world.stores[TierName.WARM].rows[name]
-    return record.to_batch([row], world.below[TierName.WARM].shape)
+    assert (False, {"cleared": 1}) == (world.hot.copies.has("a"), dict(world.hot.copies.evicted))
+    assert world.index.find("a") is None
 
 
 def test_cleanup_evicts_what_is_superseded():

@@ -4,7 +4,7 @@ Coroutines are driven by hand, a suspension at a time; between any two the rules
 
 - every live id of what was ingested lies somewhere at its newest version (R1, "never in none");
 - the home that the index shows is physically there;
-- every other row below hot is queued (R3);
+- every other row below hot is queued, every other row in hot is the copy that the index shows (R3);
 - below the watermark nothing depends on the log (R1, R2).
 
 `crash` ends the life: what is in memory is gone, the fake tiers, the log and the committed offset stay.
@@ -14,10 +14,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine, Generator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
+from consumers.demote import MoveSettings
 from consumers.ingest import Ingest
+from consumers.lane import Lane
 from consumers.mover import Mover
+from consumers.promote import Promotion
 from consumers.watermark import Watermark
 from producers import events
 from producers.changes import Changes
@@ -27,10 +30,13 @@ from producers.publisher import Position
 from tests.tiers.fake import FakeTier, Store, moment
 from tests.tiers.rows import ATTRIBUTES, DIM, NOW_MS, SHAPE, vector_of
 from tiers import record
+from tiers.copies import Told
 from tiers.device import HostDevice
 from tiers.hot import HotMemory, HotSettings
 from tiers.index import Index
+from tiers.policy import PolicySettings
 from tiers.rebuild import load
+from tiers.segment import NO_COPY
 from tiers.tier import NO_SLOT, TierName
 
 P = 0  # the partition
@@ -39,6 +45,14 @@ TOPICS = Topics.under("t")
 LONG = 10_000  # suspensions; a coroutine that takes more hangs
 
 Coro = Coroutine[Any, Any, Any]
+
+
+class Logged(NamedTuple):
+    """An upsert, a delete, or a delete that counts while the version at an offset is the newest."""
+
+    name: str
+    deleted: bool
+    if_offset: int | None = None
 
 
 class Confirmed:
@@ -84,7 +98,7 @@ class World:
         self,
         *,
         hot_rows: int = 64,
-        log: list[tuple[str, bool]] | None = None,
+        log: list[Logged] | None = None,
         stores: dict[TierName, Store] | None = None,
         committed: int = 0,
     ) -> None:
@@ -116,13 +130,23 @@ class World:
             now_ms=lambda: NOW_MS,
         )
         tiers = {TierName.HOT: self.hot, **self.below}
-        self.mover = Mover(self.index, tiers, self.changes, SHAPE, self.marks, lambda _: self.acknowledged)
+        self.now_ms = NOW_MS
+        self.lane = Lane(P, 64)
+        self.rules = PolicySettings(promote_heat_min=4.0, promote_margin=1.5, copy_heat_min=1.0)
+        self.promotion = Promotion(
+            MoveSettings(), self.rules, self.index, self.hot, tiers, self.changes, {P: self.lane}, lambda: self.now_ms
+        )
+        self.mover = Mover(
+            self.index, tiers, self.changes, SHAPE, self.marks, lambda _: self.acknowledged, self.promotion.keep
+        )
 
     # -- what happens ------------------------------------------------------------------------------------------------
 
     def produce(self, *ids: str) -> None:
-        """Append upserts to the log; "-a" deletes a."""
-        self.log += [(name.removeprefix("-"), name.startswith("-")) for name in ids]
+        """Append upserts to the log; "-a" deletes a, "-a?3" if its newest version is the one at offset 3."""
+        for text in ids:
+            name, _, if_offset = text.removeprefix("-").partition("?")
+            self.log.append(Logged(name, text.startswith("-"), int(if_offset) if if_offset else None))
 
     def version(self, offset: int) -> int:
         """Return the version of the event at an offset."""
@@ -133,9 +157,10 @@ class World:
         return [self._message(offset) for offset in range(start, end)]
 
     def _message(self, offset: int) -> Message:
-        name, deleted = self.log[offset]
+        name, deleted, if_offset = self.log[offset]
         value = None if deleted else events.encode_event(vector_of(name, self.version(offset)), {"at": offset})
-        return Message(name.encode(), value, (), NOW_MS, offset)
+        headers = () if if_offset is None else events.condition_headers("t", "x", self.version(if_offset))
+        return Message(name.encode(), value, headers, NOW_MS, offset)
 
     def take(self, *ids: str) -> None:
         """Produce and ingest at once."""
@@ -151,6 +176,20 @@ class World:
         """Return the move of these ids at their newest version."""
         keys = [(name, self.index.find(name).version) for name in ids]
         return self.mover.move(P, source, target, "test", keys)
+
+    def read(self, name: str, times: int = 5) -> None:
+        """Take note of reads of an id, as the access topic brings them."""
+        self.index.touch([name], [times], [self.now_ms], self.rules.heat_half_life_s * 1000)
+
+    def promote(self, *ids: str) -> Coro:
+        """Return the promotion of these ids, read often."""
+        for name in ids:
+            self.read(name)
+        return self.promotion.promote(P, ids)
+
+    def told(self) -> list[Told]:
+        """Return what has not been announced of copies."""
+        return list(self.hot.copies.told[P])
 
     def commit(self) -> None:
         """Commit the watermark, and get the answer."""
@@ -233,7 +272,11 @@ class World:
 
     def newest(self, applied: int) -> dict[str, tuple[int, bool]]:
         """Return (version, deleted) of each id by the log up to an offset: the model."""
-        return {name: (self.version(at), deleted) for at, (name, deleted) in enumerate(self.log[:applied])}
+        found: dict[str, tuple[int, bool]] = {}
+        for at, (name, deleted, if_offset) in enumerate(self.log[:applied]):
+            if if_offset is None or found.get(name, (-1,))[0] == self.version(if_offset):
+                found[name] = (self.version(at), deleted)
+        return found
 
     def check(self) -> None:
         """Assert the rules that hold between any two steps."""
@@ -248,13 +291,27 @@ class World:
             dropped = deleted and not newest
             in_log = record.unpack_version(version)[1] >= mark
             assert below or dropped or in_log, f"{name} is neither durable nor in the log"
-        homes = {row for name in {name for name, _ in self.log} for row in self._home(name, physical, hot)}
+        homes = {row for name in {event.name for event in self.log} for row in self._home(name, physical, hot)}
         shown = {row[1]: row[2] for row in homes}
         for name, version in shown.items():
             assert max(v for n, v in keys if n == name) == version, f"the index shows an old version of {name}"
         queued = {(k.tier, k.id, k.version, self._now(k.tier, k.slot)) for n, _ in keys for k in self.index.queue.of(n)}
         for row in physical - homes:
             assert {row, (*row[:3], NO_SLOT)} & queued, f"nobody knows of {row}"
+        self._check_copies(hot)
+
+    def _check_copies(self, hot: set[tuple[str, int, int]]) -> None:
+        """Assert that what is in hot without being at home there is the copy that the index shows, and bounded."""
+        copies = {row for row in hot if not self._at_home(row)}
+        entries = [self.index.find(name) for name in {event.name for event in self.log}]
+        shown = {(e.id, e.version, e.copy) for e in entries if e is not None and e.copy != NO_COPY}
+        assert copies == shown, f"copies {copies}, but the index shows {shown}"
+        assert not any(e.deleted or e.home == TierName.HOT for e in entries if e is not None and e.copy != NO_COPY)
+        assert len(copies) == len(self.hot.copies) <= self.hot.copies.rows_max
+
+    def _at_home(self, row: tuple[str, int, int]) -> bool:
+        entry = self.index.find(row[0])
+        return entry is not None and (entry.home, entry.version, entry.slot) == (TierName.HOT, *row[1:])
 
     def _home(self, name: str, physical: set[Any], hot: set[Any]) -> list[tuple[TierName, str, int, int]]:
         """Return the home that the index shows, where its row lies by now, after asserting that it is there."""
@@ -275,7 +332,7 @@ class World:
     def quiet(self) -> None:
         """Assert what holds when nothing is under way and all was evicted: one place an id, an empty queue."""
         self.check()
-        rows = [name for name, _, _ in self.in_hot()] + [name for _, name, _, _ in self.physical()]
+        rows = [row[0] for row in self.in_hot() if self._at_home(row)] + [name for _, name, _, _ in self.physical()]
         assert sorted(set(rows)) == sorted(rows), "an id lies in two places"
         assert 0 == len(self.index.queue), (
             f"left in the queue: {[k for n in set(rows) for k in self.index.queue.of(n)]}"

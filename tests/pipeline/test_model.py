@@ -1,7 +1,7 @@
 """The whole against a dictionary: Hypothesis drives a node on real servers and shrinks what goes wrong.
 
-Rules publish, delete, move any record one hop or more through its lane, clean up, and restart the node; after each, a
-read by id, the listing and an exact search say what the dictionary says.
+Rules publish, delete, move any record one hop or more through its lane, put copies into hot and take them away, clean
+up, and restart the node; after each, a read by id, the listing and an exact search say what the dictionary says.
 """
 
 from __future__ import annotations
@@ -115,6 +115,26 @@ def machine(stack: Stack, directory: Path) -> type[RuleBasedStateMachine]:
                     key = [(identifier, entry.version)]
                     job = partial(node.mover.move, entry.partition, TierName(entry.home), target, "test", key)
                     await node.lanes[entry.partition].perform(job)
+
+        @rule(identifiers=st.sets(IDS, min_size=1))
+        def promote(self, identifiers: set[str]) -> None:
+            self.life.do(self._promote(sorted(identifiers)))
+
+        async def _promote(self, identifiers: list[str]) -> None:
+            node = self.memory.node
+            now_ms = node.ingest._now_ms()
+            node.index.touch(identifiers, [9] * len(identifiers), [now_ms] * len(identifiers), 300_000)
+            for partition, lane in node.lanes.items():
+                await lane.perform(partial(node.heat._promotion.promote, partition, identifiers))
+            entries = [entry for name in identifiers if (entry := node.index.find(name)) is not None]
+            assert all(node.copies.has(e.id) for e in entries if e.home != TierName.HOT and not e.deleted)
+
+        @rule(identifiers=st.sets(IDS, min_size=1))
+        def cool(self, identifiers: set[str]) -> None:
+            self.life.do(self._cool(identifiers))
+
+        async def _cool(self, identifiers: set[str]) -> None:
+            self.memory.node.copies.evict(sorted(identifiers), "test")
 
         @rule()
         def clean(self) -> None:

@@ -78,9 +78,10 @@ class World:
         self.index.relocate(target, [one.id], versions, np.zeros(1, np.int64), vectors)
         del self.shelves[source].rows[one.id, one.version]
 
-    async def retrieve(self, **asked: Any) -> Result:
-        """Answer a query over all tiers."""
-        return await read.retrieve(self.index, {TierName.HOT: self.hot, **self.shelves}, Query(**asked))
+    async def retrieve(self, now_ms: int = 0, /, **asked: Any) -> Result:
+        """Answer a query over all tiers, at this time."""
+        tiers = {TierName.HOT: self.hot, **self.shelves}
+        return await read.retrieve(self.index, tiers, Query(**asked), now_ms=now_ms)
 
     async def found(self, **asked: Any) -> list[str]:
         """Return the ids that a query finds."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import sys
+from contextlib import suppress
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -281,7 +283,7 @@ async def used(device) -> list[str]:
     try:
         given = numbered(0, 3)
         await ingest(hot, 0, *given)
-        found, _ = await hot.scan(hot.snapshot(), given[1].vector, 2)
+        found = await hot.scan(hot.snapshot(), given[1].vector, 2)
     finally:
         await hot.cleanup()
     return [name for _, name in found]
@@ -367,3 +369,175 @@ def test_a_gpu_asked_for_is_never_replaced(monkeypatch):
         choose("cuda")
 
     assert [choose("auto").name, choose("cpu").name] == ["numpy", "numpy"]
+
+
+# -- copies ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(params=[HostDevice, StrictDevice])
+async def lent(request):
+    """Eight slabs of four rows, of which copies may take two."""
+    settings = HotSettings(device="cpu", capacity_rows=8 * SLAB, slab_rows=SLAB, copy_fraction=0.25)
+    memory = HotMemory(settings, SHAPE, partitions=2, index=Index.of(SHAPE), device=request.param())
+    yield memory
+    await memory.cleanup()
+
+
+def at_home_in_cold(hot: HotMemory, *rows: record.Row) -> None:
+    slots = np.arange(len(rows), dtype=np.int64)
+    hot.index.put(batch(*rows), np.zeros(len(rows), np.int32), TierName.COLD, slots, 0)
+
+
+async def copied(hot: HotMemory, *rows: record.Row) -> list[str]:
+    """Put copies of rows at home in cold into hot; returns the ids that got one."""
+    at_home_in_cold(hot, *rows)
+    hot.copies.publish(await hot.copies.reserve(rows), 0, "test")
+    return [one.id for one in rows if hot.copies.has(one.id)]
+
+
+def place(hot: HotMemory, one: record.Row) -> Location:
+    return Location(one.id, one.version, 0, hot.index.find(one.id).copy)
+
+
+async def test_copies_are_read_listed_and_scanned(lent):
+    """A copy is got by its place, found by a scan, and listed with its slot; usage counts it for nothing."""
+    rows = numbered(0, 6)
+    assert len(await copied(lent, *rows)) == 6
+    found = await lent.scan(lent.snapshot(), QUERY, 10)
+    listed = [name async for one in lent.retrieve_all() for name in one["id"].to_pylist()]
+    taken = await lent.get([place(lent, one) for one in rows])
+
+    assert {one.id for one in rows} == {name for _, name in found}
+    assert [one.id for one in rows] == listed == [one.id for one in taken]
+    assert all(np.array_equal(one.vector, got.vector) for one, got in zip(rows, taken, strict=True))
+    assert (0, 0) == ((await lent.usage()).rows, (await lent.usage()).bytes)
+
+
+async def test_copies_keep_their_bound(lent):
+    """So many rows as two slabs have get a copy; the others are left out."""
+    assert [f"id-{at}" for at in range(8)] == await copied(lent, *numbered(0, 12))
+    assert 0 == lent.copies.room()
+
+
+async def test_a_copy_of_another_version_is_not_published(lent):
+    """Between reserve and publish the record changed: the slot is given up, nothing is visible (R3)."""
+    at_home_in_cold(lent, row("a", 1))
+    reserved = await lent.copies.reserve([row("a", 1)])
+    at_home_in_cold(lent, row("a", 2))
+
+    assert 0 == lent.copies.publish(reserved, 0, "test")
+    assert (0, 8) == (len(lent.copies), lent.copies.room())
+    assert [] == await lent.scan(lent.snapshot(), QUERY, 5)
+
+
+async def test_a_slot_is_not_reused_while_a_scan_may_read_it(lent):
+    """A copy evicted after the snapshot is still found by its scan; its slot is given out when the scan has ended."""
+    rows = numbered(0, 8)
+    await copied(lent, *rows)
+    snapshot = lent.snapshot()
+    lent.copies.evict(["id-3"], "test")
+    assert (0, 0) == (lent.copies.room(), len(await lent.copies.reserve([row("new", 99)])))
+    found = await lent.scan(snapshot, QUERY, 8)
+
+    assert {one.id for one in rows} == {name for _, name in found}
+    assert 1 == lent.copies.room()
+    assert ["new"] == await copied(lent, row("new", 99))
+    assert [None] == await lent.get([Location("id-3", rows[3].version, 0, place(lent, row("new", 99)).slot)])
+
+
+async def test_a_slab_of_copies_goes_back_when_the_last_is_gone(lent):
+    """Empty, it is any partition's again, after the scans that may still read it."""
+    await copied(lent, *numbered(0, 4))
+    snapshot = lent.snapshot()
+    lent.copies.evict([f"id-{at}" for at in range(4)], "test")
+    assert (7 * SLAB, 0) == (lent.room(0), lent.copies.slabs)
+
+    found = await lent.scan(snapshot, QUERY, 4)
+
+    assert len(found) == 4
+    assert lent.room(0) == 8 * SLAB
+
+
+async def test_dirty_rows_take_slabs_of_copies_back_and_no_more_than_they_need(lent):
+    """A reservation beyond the free slabs evicts the emptiest slab of copies, at once, and says which went."""
+    await copied(lent, *numbered(0, 6))
+    await ingest(lent, 0, *numbered(100, 7 * SLAB, "dirty"))
+
+    assert (4, 1, 0) == (len(lent.copies), lent.copies.slabs, lent.room(0) - SLAB)
+    gone = [one.id for one in lent.copies.told[0] if one.target is None]
+    assert ["id-4", "id-5"] == gone
+    assert [lent.index.find(name).copy for name in gone] == [-1, -1]
+
+
+async def test_a_reservation_under_way_loses_its_slab_to_dirty_rows(lent):
+    """Slots that were reserved but not published go with their slab; publishing them then does nothing."""
+    rows = numbered(0, 2)
+    at_home_in_cold(lent, *rows)
+    reserved = await lent.copies.reserve(rows)
+    await ingest(lent, 0, *numbered(100, 8 * SLAB, "dirty"))
+
+    assert 0 == lent.copies.publish(reserved, 0, "test")
+    found = await lent.scan(lent.snapshot(), QUERY, 8 * SLAB)
+    assert len(found) == 8 * SLAB
+    assert {name.split("-")[0] for _, name in found} == {"dirty"}
+
+
+async def test_copies_held_by_a_scan_are_not_taken_twice(lent):
+    """While a scan holds the slab that was taken back, further attempts wait for it and leave the other copies."""
+    await copied(lent, *numbered(0, 8))
+    await ingest(lent, 0, *numbered(100, 6 * SLAB, "dirty"))
+    snapshot = lent.snapshot()
+    for _ in range(3):
+        with pytest.raises(TierFull):
+            await lent.reserve(batch(*numbered(200, SLAB, "more")), 0)
+
+    assert len(lent.copies) == SLAB
+
+    lent.release(snapshot)
+    await lent.reserve(batch(*numbered(200, SLAB, "more")), 0)
+
+    assert len(lent.copies) == SLAB
+
+
+async def test_clearing_hot_alone_takes_copies_too(lent):
+    """`clear` leaves nothing in the tier, and all of its room."""
+    await copied(lent, *numbered(0, 5))
+    await lent.clear()
+
+    assert (0, 8 * SLAB) == (len(lent.copies), lent.room(0))
+    assert [] == [one async for one in lent.retrieve_all()]
+
+
+async def test_what_has_expired_is_not_scanned(lent):
+    """A snapshot of a moment leaves out rows whose time had come by then, dirty ones and copies."""
+    soon = [replace(one, expires_at=1_000) for one in (row("dirty", 1), row("copy", 2))]
+    await ingest(lent, 0, soon[0], row("for ever", 3))
+    await copied(lent, soon[1])
+
+    for now_ms, expected in ((999, {"dirty", "copy", "for ever"}), (1_000, {"for ever"})):
+        found = await lent.scan(lent.snapshot(now_ms), QUERY, 5)
+        assert expected == {name for _, name in found}
+
+
+async def test_device_memory_is_not_allocated_for_copies():
+    """Copies come and go in what was allocated at start."""
+    device = StrictDevice()
+    settings = HotSettings(device="cpu", capacity_rows=8 * SLAB, slab_rows=SLAB)
+    hot = HotMemory(settings, SHAPE, partitions=2, index=Index.of(SHAPE), device=device)
+    for turn in range(5):
+        names = await copied(hot, *numbered(turn * 10, 8))
+        await hot.scan(hot.snapshot(), QUERY, 3)
+        hot.copies.evict(names, "test")
+    await hot.cleanup()
+
+    assert device.allocations == 2
+
+
+async def test_a_reservation_given_up_keeps_no_slot(lent):
+    """Cancelled while its vectors are on their way, a promotion leaves all room as it was, and no row."""
+    reserving = asyncio.ensure_future(lent.copies.reserve(numbered(0, 3)))
+    asyncio.get_running_loop().call_soon(reserving.cancel)  # on the host it is done by then, on a device under way
+    with suppress(asyncio.CancelledError):
+        lent.copies.withhold(await reserving)
+
+    assert (8, 0) == (lent.copies.room(), lent.copies.slabs)

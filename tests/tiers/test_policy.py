@@ -276,3 +276,96 @@ def test_usage_is_as_full_as_its_fuller_limit():
     """A tier with two limits is as full as the one it is nearer to."""
     assert Usage(1, 50, rows_limit=10, bytes_limit=100).fraction == 0.5
     assert Usage(10**6, 10**9).fraction == 0.0
+
+
+# -- copies --------------------------------------------------------------------------------------------------------
+
+HEATS = st.lists(st.floats(0, 50, width=32), max_size=30)
+NO_HEAT, NO_VERSION = np.zeros(0, np.float32), np.zeros(0, np.int64)
+
+
+def heats(values) -> tuple[np.ndarray, np.ndarray]:
+    """Return heats as a column, and versions that count up."""
+    return np.array(values, np.float32), np.arange(len(values))
+
+
+@QUICK
+@given(HEATS, st.integers(0, 20), HEATS)
+def test_copies_never_exceed_their_bound(wanted, room, held):
+    """As many copies go as come beyond the room; nobody comes or goes twice."""
+    come, go = policy.admit(*heats(wanted), room, *heats(held), RULES)
+
+    assert len(come) - len(go) <= room
+    assert len(go) == max(0, len(come) - room)
+    assert len(set(come.tolist())) == len(come)
+    assert len(set(go.tolist())) == len(go)
+
+
+@QUICK
+@given(HEATS, st.integers(0, 20), HEATS, st.randoms(use_true_random=False))
+def test_the_order_decides_nothing_about_copies(wanted, room, held, random):
+    """Permuting candidates and copies changes neither who comes nor who goes."""
+    heat, version = heats(wanted)
+    copy_heat, copy_version = heats(held)
+    orders = [list(range(len(wanted))), list(range(len(held)))]
+    for order in orders:
+        random.shuffle(order)
+    first, second = (np.array(order, np.intp) for order in orders)
+    come, go = policy.admit(heat, version, room, copy_heat, copy_version, RULES)
+    again, gone = policy.admit(heat[first], version[first], room, copy_heat[second], copy_version[second], RULES)
+
+    assert version[come].tolist() == version[first][again].tolist()
+    assert copy_version[go].tolist() == copy_version[second][gone].tolist()
+
+
+@QUICK
+@given(HEATS, st.integers(0, 20), HEATS)
+def test_only_what_is_hot_enough_gets_a_copy_and_the_hottest_first(wanted, room, held):
+    """Who comes has the heat that admission asks for; nobody hotter is left behind."""
+    heat, version = heats(wanted)
+    come, _ = policy.admit(heat, version, room, *heats(held), RULES)
+    left = np.setdiff1d(np.arange(len(wanted)), come)
+
+    assert (heat[come] >= RULES.promote_heat_min).all()
+    assert not len(left) or not len(come) or heat[left].max() <= heat[come].min()
+
+
+@QUICK
+@given(HEATS, HEATS, st.floats(0.01, 1))
+def test_what_gave_way_does_not_come_back_unread(wanted, held, faded):
+    """No ping-pong: with heat fading alike and no reads, a second look moves nothing."""
+    heat, version = heats(wanted)
+    copy_heat, copy_version = heats(held)
+    come, go = policy.admit(heat, version, 0, copy_heat, copy_version + 1_000, RULES)
+    stay, wait = np.setdiff1d(np.arange(len(held)), go), np.setdiff1d(np.arange(len(wanted)), come)
+    inside = np.concatenate([copy_heat[stay], heat[come]]) * np.float32(faded)
+    outside = np.concatenate([copy_heat[go], heat[wait]]) * np.float32(faded)
+    again, gone = policy.admit(*heats(outside), 0, *heats(inside), RULES)
+
+    assert not set(again.tolist()) & set(range(len(go)))
+    assert len(again) == len(gone) <= len(wait)
+
+
+@QUICK
+@given(st.lists(st.floats(0, 2, width=32), max_size=30), st.integers(0, 20), HEATS)
+def test_one_look_at_everything_admits_nothing(untouched, room, held):
+    """A scan gives each row one read: with the heat of a new record on top it is below admission, room or not."""
+    come, go = policy.admit(*heats(untouched), room, *heats(held), PolicySettings())
+
+    assert ([], []) == (come.tolist(), go.tolist())
+
+
+@QUICK
+@given(HEATS)
+def test_a_copy_just_admitted_does_not_cool_down_at_once(wanted):
+    """Hysteresis: what admission takes in is above what cooling lets go."""
+    heat, version = heats(wanted)
+    come, _ = policy.admit(heat, version, len(wanted), NO_HEAT, NO_VERSION, RULES)
+
+    assert [] == policy.cooled(heat[come], RULES).tolist()
+    assert [] == policy.cooled(heat[come] * np.float32(0.26), RULES).tolist()  # nearly two half-lives later
+
+
+def test_cooled_copies_are_those_below_the_lower_threshold():
+    """A copy exactly at the threshold stays."""
+    assert [1] == policy.cooled(np.array([1.0, 0.99, 7.0], np.float32), PolicySettings(copy_heat_min=1.0)).tolist()

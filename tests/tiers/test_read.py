@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from tests.tiers.rows import row
-from tests.tiers.shelves import World
+from tests.tiers.shelves import Shelf, World
+from tiers import read
 from tiers.errors import TierUnavailable
-from tiers.tier import TierName
+from tiers.tier import Query, TierName
 
 pytestmark = pytest.mark.unit
 
@@ -84,3 +87,35 @@ async def test_a_row_that_never_stands_still_is_an_error_not_an_absence():
 
     with pytest.raises(TierUnavailable, match="moved"):
         await world.ask("a")
+
+
+# -- expiry and copies -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("now_ms", "expected"), [(999, ["soon"]), (1_000, [])])
+async def test_what_has_expired_is_absent_from_that_moment(now_ms, expected):
+    """By id, by search, and from the counts of what was scanned and of what there is."""
+    world, soon = World(), replace(row("soon", 1), expires_at=1_000)
+    world.put(soon, TierName.COLD)
+    by_id = await world.retrieve(now_ms, ids=["soon"])
+    found = await world.retrieve(now_ms, vector=soon.vector)
+
+    assert [expected, expected] == [[hit.row.id for hit in result.hits] for result in (by_id, found)]
+    assert (len(expected), len(expected), True) == (found.scanned, found.of, found.complete)
+
+
+async def test_a_copy_answers_when_its_home_does_not():
+    """With a copy in hot the record is there though the tier of its home is down, and the answer is complete."""
+    world, one = World(), row("a", 1)
+    world.put(one, TierName.WARM)
+    hot = Shelf(TierName.HOT)
+    hot.rows["a", 1] = one
+    world.index.place_copy("a", 1, 0)
+
+    def fail() -> None:
+        raise TierUnavailable("down")
+
+    world.shelves[TierName.WARM].before_answer = fail
+    result = await read.retrieve(world.index, {TierName.HOT: hot, **world.shelves}, Query(ids=["a"]))
+
+    assert ([(one, TierName.HOT)], True) == ([(hit.row, hit.tier) for hit in result.hits], result.complete)

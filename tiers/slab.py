@@ -1,0 +1,65 @@
+"""What hot's array is cut into, and which scans still read it: freed room is given out again when they have ended."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from dataclasses import dataclass, field
+
+import pyarrow as pa
+
+from tiers.record import Row
+
+FREE = -1
+COPIES = -2  # in place of a partition: the slab holds promoted copies (tiers/copies.py)
+
+
+@dataclass(slots=True)
+class Slab:
+    """Rows [0, fill) hold vectors; `starts[i]` is the first row of `batches[i]`; copies are in `rows` one by one."""
+
+    partition: int = FREE
+    fill: int = 0
+    live: int = 0
+    starts: list[int] = field(default_factory=list)
+    batches: list[pa.RecordBatch] = field(default_factory=list)
+    rows: dict[int, Row] = field(default_factory=dict)
+
+    def find(self, row: int) -> tuple[pa.RecordBatch, int]:
+        """Return the batch that holds a row of this slab, and the row's place in it."""
+        at = bisect_right(self.starts, row) - 1
+        return self.batches[at], row - self.starts[at]
+
+    def id_at(self, row: int) -> str:
+        """Return the id of a row, dirty or a copy."""
+        if self.partition == COPIES:
+            return self.rows[row].id
+        batch, at = self.find(row)
+        identifier: str = batch["id"][at].as_py()
+        return identifier
+
+    def frozen(self) -> Slab:
+        """Return the slab as a scan keeps it. `rows` is shared: no slot is reused while a scan may read it."""
+        return Slab(self.partition, self.fill, self.live, list(self.starts), list(self.batches), self.rows)
+
+
+class Scans:
+    """Scans by number. What was freed when `begun` was n may be reused once `oldest` is greater than n."""
+
+    def __init__(self) -> None:
+        self.begun = 0
+        self._running: set[int] = set()
+
+    def begin(self) -> int:
+        """Return the number of a scan that begins now."""
+        self.begun += 1
+        self._running.add(self.begun)
+        return self.begun
+
+    def end(self, number: int) -> None:
+        """Say that a scan reads nothing more; again does nothing."""
+        self._running.discard(number)
+
+    @property
+    def oldest(self) -> int:
+        """The number of the oldest scan that still reads."""
+        return min(self._running, default=self.begun + 1)
