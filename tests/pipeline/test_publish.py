@@ -72,10 +72,14 @@ async def published(address: str, file: Path, rejects: Path | None = None) -> Ou
 
 async def found(memory: MemoryManager, given: list[Row], token: str | None) -> dict[str, bytes]:
     """Return the payloads of these rows, read at the token."""
-    result = await memory.retrieve(Query(ids=[row.id for row in given], at_least=token))
     vectors = {row.id: row.vector for row in given}
-    assert all(np.array_equal(vectors[hit.row.id], hit.row.vector) for hit in result.hits)
-    return {hit.row.id: hit.row.payload for hit in result.hits}
+    payloads: dict[str, bytes] = {}
+    for start in range(0, len(given), 1_000):
+        ids = [row.id for row in given[start : start + 1_000]]
+        hits = (await memory.retrieve(Query(ids=ids, at_least=token))).hits
+        assert all(np.array_equal(vectors[hit.row.id], hit.row.vector) for hit in hits)
+        payloads |= {hit.row.id: hit.row.payload for hit in hits}
+    return payloads
 
 
 async def test_json_lines_are_published_and_bad_ones_rejected(node: Node, tmp_path: Path) -> None:
