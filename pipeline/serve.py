@@ -52,6 +52,10 @@ class HttpService:
         self.address = f"http://{self._settings.host}:{self._socket.getsockname()[1]}"
         self.gateway: Gateway | None = None
 
+    def listen(self) -> None:
+        """Take connections from now on; they are answered once `run` serves."""
+        self._socket.listen()
+
     async def run(self, stop: asyncio.Event) -> None:
         """Serve until stopped; requests in flight are finished first."""
         assert self.gateway is not None, "the gateway is attached once the manager is open"
@@ -85,6 +89,7 @@ async def serve(settings: Settings, started: Callable[[MemoryManager, str], None
     http = HttpService(settings)
     async with MemoryManager.open(settings, http) as manager:
         http.gateway = Gateway(manager)
+        http.listen()  # `run` has not come to it yet, and whoever reads the next line may connect at once
         log.info("gateway.listening", address=http.address)
         if started is not None:
             started(manager, http.address)
