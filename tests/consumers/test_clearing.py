@@ -205,7 +205,7 @@ def _ledger_agrees(life: World, changes, ids: set[str], tier: TierName) -> None:
     """Whoever folds the changes knows that a cleared record is gone, and where the others are."""
     placement = {(name, version): change.target for change in changes for name, version in _rows(change)}
     for name in ids:
-        at = max(at for at, (other, _) in enumerate(life.log) if other == name)
+        at = max(at for at, (other, _, _) in enumerate(life.log) if other == name)
         entry, key = life.index.find(name), (name, record.version_text(life.version(at)))
         if entry is None:
             assert key in placement, f"nobody was told that {name} is gone"
