@@ -162,6 +162,12 @@ class Segment:
             int(self.expires_at[row]),
         )
 
+    def entries(self, rows: npt.NDArray[np.intp]) -> Iterator[Entry]:
+        """Yield rows as plain values, read column by column."""
+        columns = (getattr(self, name)[rows].tolist() for name in Entry._fields[1:])
+        ids = self.ids
+        return (Entry(ids[row], *values) for row, *values in zip(rows.tolist(), *columns, strict=True))
+
     def encode(self, rows: npt.NDArray[np.intp], vectors: Floats) -> None:
         """Let searches find these rows by their scaled vectors; codes are made later, in the background."""
         self.rest.append(rows, vectors)
