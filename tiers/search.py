@@ -83,8 +83,9 @@ async def _once(reading: Reading, vector: Floats) -> tuple[Result, int]:
         with trace.step("filter"):
             parts = await _narrow(reading, views)
         with trace.step("scan"):
+            count = _count(reading, views)
             (hot_done, candidates), (done, below) = await asyncio.gather(
-                _scan_hot(reading, hot, snapshot, vector, parts), _scan_below(reading, vector, parts)
+                _scan_hot(reading, hot, snapshot, vector, count, parts), _scan_below(reading, vector, count, parts)
             )
     finally:
         if hot:
@@ -93,7 +94,8 @@ async def _once(reading: Reading, vector: Floats) -> tuple[Result, int]:
     candidates.sort(key=lambda pair: (-pair[0], pair[1]))
     trace.count("candidates", len(candidates))
     with trace.step("fetch"):
-        hits = await _fetch(reading, vector, list(dict.fromkeys(identifier for _, identifier in candidates)))
+        ids = list(dict.fromkeys(identifier for _, identifier in candidates))
+        hits = await _fetch(reading, vector, ids, count)
     live = sum((view.live for view in views), np.zeros(len(TierName), np.int64))
     seen = _seen(done, parts, hot_done)
     if reading.query.explain:
@@ -116,7 +118,7 @@ async def _narrow(reading: Reading, views: list[View]) -> list[Part]:
 
 
 async def _scan_hot(
-    reading: Reading, hot: Scans | None, snapshot: object, vector: Floats, parts: list[Part]
+    reading: Reading, hot: Scans | None, snapshot: object, vector: Floats, count: int, parts: list[Part]
 ) -> tuple[bool, list[Candidate]]:
     """Return whether hot was scanned, and its best."""
     if hot is None:
@@ -125,20 +127,22 @@ async def _scan_hot(
     only = None if reading.criteria is None else np.concatenate([NO_SLOTS, *(part.hot_slots for part in parts)])
     try:
         async with asyncio.timeout(reading.deadline.left_s):
-            return True, await hot.scan(snapshot, vector, _count(reading), only)
+            return True, await hot.scan(snapshot, vector, count, only)
     except TimeoutError:
         return False, []
     finally:
         reading.took_ms[TierName.HOT] += (time.perf_counter() - began) * 1000
 
 
-async def _scan_below(reading: Reading, vector: Floats, parts: list[Part]) -> tuple[list[Part], list[Candidate]]:
+async def _scan_below(
+    reading: Reading, vector: Floats, count: int, parts: list[Part]
+) -> tuple[list[Part], list[Candidate]]:
     """Return the segments scanned, as many as the deadline lets, and the best of each outside hot.
 
     They are dealt out to as many threads as search; each scans its own, one thread of FAISS and NumPy apiece.
     """
     began = time.perf_counter()
-    count, threads = _count(reading), reading.pool.threads if reading.pool is not None else 1
+    threads = reading.pool.threads if reading.pool is not None else 1
     hands = [hand for at in range(threads) if (hand := parts[at::threads])]
     scans = (on_thread(reading, _scanned, hand, vector, count, reading.query.exact, reading.deadline) for hand in hands)
     done: list[Part] = []
@@ -219,25 +223,26 @@ def _count_scanned(reading: Reading, done: Sequence[Part], hot_rows: int) -> Non
     reading.trace.count("bytes_read", by_vector * 4 * reading.index.dim + sum(codes.bytes for codes in packed))
 
 
-def _count(reading: Reading) -> int:
-    """Return how many candidates to take from each part: what scanned codes is only nearly in the right order."""
-    return max(reading.query.k + MARGIN, RERANK)
+def _count(reading: Reading, views: Sequence[View]) -> int:
+    """Return how many candidates to take: codes put them only nearly in the right order, vectors do it exactly."""
+    count = reading.query.k + MARGIN
+    return max(count, RERANK) if any(view.packed is not None for view in views) else count
 
 
-async def _fetch(reading: Reading, vector: Floats, ids: Sequence[str]) -> list[Hit]:
-    """Fetch candidates, best first, and score them until k are still wanted; all of them for an exact search."""
-    k, step, exact = reading.query.k, _count(reading), reading.query.exact
+async def _fetch(reading: Reading, vector: Floats, ids: Sequence[str], count: int) -> list[Hit]:
+    """Fetch the best `count` candidates and score them; for an exact search all, so many at a time.
+
+    Beyond `count` the candidates are not the next best: each part of the scan has named no more than that.
+    """
+    k, exact = reading.query.k, reading.query.exact
     rows: dict[str, tuple[Row, TierName]] = {}
-    start = 0
-    while start < len(ids) and (exact or len(rows) < k):
+    for start in range(0, len(ids) if exact else min(count, len(ids)), count):
         if start and reading.deadline.passed:
-            if exact:
-                reading.missed.update(reading.tiers)  # what was not scored could lie in any of them
+            reading.missed.update(reading.tiers)  # what was not scored could lie in any of them
             break
-        fetched = await reading.resolve(ids[start : start + step])
+        fetched = await reading.resolve(ids[start : start + count])
         reading.trace.count("reranked", len(fetched))
         rows |= fetched
-        start += step
         if exact:  # only the best so far need be kept
             rows = {hit.row.id: (hit.row, hit.tier) for hit in rank(rows, vector, k, reading.index.metric)}
     return rank(rows, vector, k, reading.index.metric)
