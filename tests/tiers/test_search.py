@@ -187,7 +187,7 @@ async def test_a_search_explains_what_it_did() -> None:
     world = await filled(40)
     moved = (await world.retrieve(ids=["id-1"])).hits[0].row
     world.shelves[TierName.WARM].before_answer = lambda: world.move(moved, TierName.WARM, TierName.COLD)
-    result = await world.retrieve(vector=QUESTION, k=3, explain=True)
+    result = await world.retrieve(vector=QUESTION, k=8, explain=True)
     told = result.explain or {}
 
     assert {"hot": 10, "warm": 9, "cold": 11, "glacier": 10} == told["fetched"]
