@@ -6,9 +6,8 @@ Whatever is cancelled, and whenever, no process stays behind without a handle.
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import os
-import signal
+import sys
 from asyncio.subprocess import Process
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,15 +16,31 @@ from typing import IO
 from tiers.errors import ServiceMissing
 
 STOP_S = 15.0
-PR_SET_PDEATHSIG = 1
 LOG_TAIL = 1_500  # characters of a server's log shown when it fails
 
 
+#: Asks the kernel to end this process with its parent (Linux; elsewhere the stop does it), and becomes the command. It
+#: is a program of its own, and not a `preexec_fn`, because code that runs between fork and exec of a process with
+#: threads may crash: loading a library there did, now and then.
+BECOME = """
+import ctypes, os, signal, sys
+if hasattr(ctypes.CDLL(None), "prctl"):
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+if os.getppid() == int(sys.argv[1]):  # else the parent has gone before it could be asked for
+    os.execvp(sys.argv[2], sys.argv[2:])
+"""
+
+
 async def launch(command: Sequence[str], *, stdout: int | IO[bytes], stderr: int | IO[bytes]) -> Process:
-    """Start a process that dies with this one; cancelled half way, no process stays."""
+    """Start a process that dies with this one; cancelled half way, no process stays.
+
+    The parent that counts is the *thread* that starts it: run the stack on a loop whose thread outlives it. A process
+    group of its own keeps a Ctrl-C at the terminal from it: we stop the servers in order.
+    """
+    become = [sys.executable, "-I", "-S", "-c", BECOME, str(os.getpid()), *command]
     starting = asyncio.create_task(
         asyncio.create_subprocess_exec(
-            *command, stdin=asyncio.subprocess.DEVNULL, stdout=stdout, stderr=stderr, preexec_fn=_die_with_parent
+            *become, stdin=asyncio.subprocess.DEVNULL, stdout=stdout, stderr=stderr, process_group=0
         ),
         name=f"launch-{Path(command[0]).name}",
     )
@@ -62,13 +77,3 @@ async def end(child: Process) -> None:
     except TimeoutError:
         child.kill()
         await child.wait()
-
-
-def _die_with_parent() -> None:
-    """Ask the kernel to end this child with its parent (Linux; elsewhere the stop does it). Runs before exec.
-
-    The parent that counts is the *thread* that forked: run the stack on a loop whose thread outlives it.
-    """
-    os.setpgrp()  # a Ctrl-C at the terminal reaches us only: we stop the servers in order
-    if hasattr(ctypes.CDLL(None), "prctl"):
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
