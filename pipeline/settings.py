@@ -23,7 +23,7 @@ from producers.age import AgeSettings
 from producers.publisher import KafkaSettings
 from tiers.cold import ColdSettings
 from tiers.errors import SettingsError
-from tiers.glacier import GlacierSettings
+from tiers.glacier_settings import GlacierSettings
 from tiers.hot import HotSettings
 from tiers.policy import PolicySettings
 from tiers.record import ATTRIBUTE_TYPES
@@ -208,6 +208,7 @@ def shown(settings: Settings) -> dict[str, Any]:
     """Return the settings as plain values, passwords in URLs masked."""
     values: dict[str, Any] = msgspec.to_builtins(settings)
     values["warm"]["url"] = masked(settings.warm.url)
+    values["glacier"]["endpoint"] = masked(settings.glacier.endpoint)
     return values
 
 

@@ -1,88 +1,64 @@
-"""What a power cut can leave in a Delta log, and its cure: a torn last entry, a torn checkpoint, unsynced entries.
+"""What a power cut can leave in a Delta log, and its cure: a torn checkpoint, entries that are not synced.
 
-delta-rs names an entry or a checkpoint before its bytes are on the disk. A torn last entry was never confirmed to
-anyone, and a checkpoint is derived from the entries, so both may go; either would make the table unreadable for good.
-They are renamed, not deleted.
+delta-rs names a checkpoint before its bytes are on the disk. It is derived from the entries, so it may go; it would
+make the table unreadable for good. It is renamed, not deleted. Entries are ours and whole (see Storage.put_new).
 """
 
 from __future__ import annotations
 
-import json
+import re
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 from deltalake import DeltaTable
 from deltalake.exceptions import DeltaError
 
-from tiers.disk import Disk
+from tiers.storage import Storage
 
 LOG = "_delta_log"
 LAST = f"{LOG}/_last_checkpoint"
-ACTIONS = "isotherm.actions"  # in our entries' commitInfo: how many lines follow it
-DIGITS = 20  # of the version in the name of an entry or checkpoint
+NAME = re.compile(rf"{LOG}/(\d{{20}})\.(json|checkpoint(?:\..*)?\.parquet)")
 
 
-def version_of(path: str) -> int:
-    """Return the version that a file of the log belongs to."""
-    return int(path.rpartition("/")[2][:DIGITS])
+def entry_path(version: int) -> str:
+    """Return where the entry of a version is."""
+    return f"{LOG}/{version:020}.json"
 
 
-def _entries(disk: Disk) -> list[str]:
-    return [found.path for found in disk.list(f"{LOG}/{'[0-9]' * DIGITS}.json")]
+def named(storage: Storage) -> list[tuple[int, str]]:
+    """Return (version, path) of every entry and checkpoint, by version."""
+    return [(int(match[1]), path) for path in storage.list(LOG) if (match := NAME.fullmatch(path))]
 
 
-def _checkpoints(disk: Disk) -> list[str]:
-    return [found.path for found in disk.list(f"{LOG}/{'[0-9]' * DIGITS}.checkpoint*.parquet")]
+def checkpoints(log: list[tuple[int, str]]) -> list[tuple[int, str]]:
+    """Return those that are checkpoints."""
+    return [(version, path) for version, path in log if not path.endswith(".json")]
 
 
-def checkpoint_version(disk: Disk) -> int:
-    """Return the version of the newest checkpoint, 0 if there is none."""
-    return max((version_of(path) for path in _checkpoints(disk)), default=0)
-
-
-def heal(disk: Disk) -> None:
-    """Put aside a last entry that is not whole. Only the last can be torn: each was fsynced before the next."""
-    entries = _entries(disk)
-    if entries and not whole(disk.read(entries[-1])):
-        disk.rename(entries[-1], f"{entries[-1]}.torn")
-
-
-def whole(entry: bytes) -> bool:
-    """Say whether an entry has all its lines; of an entry that says how many (ours do) none may miss. Pure."""
-    try:
-        actions = [json.loads(line) for line in entry.decode().splitlines() if line]
-    except ValueError:
-        return False
-    if not actions:
-        return False
-    declared = next((each["commitInfo"].get(ACTIONS) for each in actions if "commitInfo" in each), None)
-    return declared is None or int(declared) == len(actions) - 1
-
-
-def load(disk: Disk) -> DeltaTable:
+def load(storage: Storage) -> DeltaTable:
     """Load the table, past a newest checkpoint that cannot be read."""
     try:
-        return DeltaTable(disk.uri)
+        return DeltaTable(storage.uri, storage_options=storage.options)
     except DeltaError:
-        checkpoints = _checkpoints(disk)
-        if not checkpoints or _readable(disk, checkpoints[-1]):
+        found = checkpoints(named(storage))
+        if not found or _readable(storage, found[-1][1]):
             raise
-        if disk.exists(LAST):
-            disk.rename(LAST, f"{LAST}.torn")
-        disk.rename(checkpoints[-1], f"{checkpoints[-1]}.torn")
-        return DeltaTable(disk.uri)
+        if LAST in storage.list(LOG):
+            storage.put_aside(LAST)
+        storage.put_aside(found[-1][1])
+        return DeltaTable(storage.uri, storage_options=storage.options)
 
 
-def _readable(disk: Disk, path: str) -> bool:
+def _readable(storage: Storage, path: str) -> bool:
     try:
-        with disk.open(path) as source:
+        with storage.open(path) as source:
             pq.read_table(source)
     except (OSError, pa.ArrowException):
         return False
     return True
 
 
-def sync_from(disk: Disk, version: int) -> None:
+def sync_from(storage: Storage, version: int) -> None:
     """Make durable what the life before may not have: the log from a version on. Data files were, before any entry."""
-    paths = [path for path in (*_entries(disk), *_checkpoints(disk)) if version_of(path) >= version]
-    disk.sync(paths + ([LAST] if disk.exists(LAST) else []))
+    last = [LAST] if LAST in storage.list(LOG) else []
+    storage.sync([path for at, path in named(storage) if at >= version] + last)

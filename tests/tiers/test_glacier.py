@@ -12,7 +12,8 @@ from tests.tiers.contract import TierContract, by_id, everything
 from tests.tiers.rows import NOW_MS, SHAPE, batch, row, same
 from tiers import record
 from tiers.errors import SettingsError, TierCorrupt, TierFull
-from tiers.glacier import BATCH_ROWS_MAX, GlacierMemory, GlacierSettings
+from tiers.glacier import GlacierMemory
+from tiers.glacier_settings import BATCH_ROWS_MAX, GlacierSettings
 from tiers.index import Index
 from tiers.recent import Recent, blocks
 from tiers.record import Row
@@ -133,13 +134,13 @@ async def test_numbers_are_never_given_twice(opened, tmp_path):
 async def test_one_store_of_many_partitions_is_one_commit(tmp_path):
     """All files of a batch appear together."""
     tier = await GlacierMemory.open(GlacierSettings(path=str(tmp_path)), SHAPE, partitions=8)
-    before = tier._files.archive._log.version
+    before = tier._files.archive.log.version
     rows = numbered(0, 100)
     receipt = await tier.store(batch(*rows))
     partition = record.partitions(batch(*rows)["id"], 8).tolist()
     wanted = [Location(*one) for one in zip(receipt.ids, [1] * 100, partition, receipt.slots.tolist(), strict=True)]
 
-    assert (before + 1, 8) == (tier._files.archive._log.version, len(files(tier)))
+    assert (before + 1, 8) == (tier._files.archive.log.version, len(files(tier)))
     assert [one.id for one in rows] == [one.id for one in await tier.get(wanted)]
     await tier.cleanup()
 
@@ -182,9 +183,9 @@ async def test_a_rewrite_drops_only_the_exact_row(opened):
         Location(one.id, 1, 0, 99 << 24),
         Location(one.id, 1, 3, one.slot),
     ]
-    before = tier._files.archive._log.version
+    before = tier._files.archive.log.version
     done = await tier.rewrite(0, wrong)
-    version = tier._files.archive._log.version
+    version = tier._files.archive.log.version
     both = await tier.rewrite(0, [at(receipt)[29], Location("id-29", 2, 0, at(receipt)[29].slot), *at(receipt)[28:]])
 
     assert (2, 28) == (both.dropped, (await tier.usage()).rows)
@@ -343,7 +344,7 @@ async def test_a_damaged_group_is_never_served(opened, tmp_path):
     damaged = bytearray(file.read_bytes())
     damaged[payload.data_page_offset + payload.total_compressed_size - 1] ^= 1
     file.write_bytes(damaged)
-    before = tier._files.archive._log.version
+    before = tier._files.archive.log.version
     with pytest.raises(TierCorrupt):
         await tier.get([where[0]])
     with pytest.raises(TierCorrupt):
@@ -352,7 +353,7 @@ async def test_a_damaged_group_is_never_served(opened, tmp_path):
         await tier.rewrite(0, [where[20]])
 
     assert ["id-23"] == [one.id for one in await tier.get([where[23]])]
-    assert before == tier._files.archive._log.version
+    assert before == tier._files.archive.log.version
 
 
 async def test_the_cache_answers_like_the_file(opened):
