@@ -102,11 +102,11 @@ class Bucket:
         """See Storage. Held in memory until it is whole: a file's bytes are bounded (glacier.file_bytes_max)."""
         with pa.BufferOutputStream() as sink:
             yield sink
-            content = sink.getvalue()
+            content = memoryview(sink.getvalue()).cast("B")
         try:
-            self._asking.ask("put", content.size, lambda: self._put(path, content))
+            self._asking.ask("put", content.nbytes, lambda: self._put(path, content))
         except FileExistsError:
-            if self.size(path) != content.size:  # else ours: an earlier try of it was carried out and not answered
+            if self.size(path) != content.nbytes:  # else ours: an earlier try of it was carried out and not answered
                 raise
 
     def put_new(self, path: str, content: bytes) -> None:
