@@ -57,6 +57,7 @@ def command(data: Path, host: str, ports: Sequence[int]) -> list[str]:
     numbered = zip(NAMES, zip(ports[::2], ports[1::2], strict=True), strict=True)
     listening = [option for name, (http, grpc) in numbered for option in _listening(name, http, grpc)]
     quiet = ["-webdav=false", "-admin.ui=false", "-s3.port.iceberg=0", "-s3.port.lance=0", "-s3.iam=false"]
+    quiet += ["-s3.autoCreateBucket=false"]  # as AWS: a bucket that is misspelt is an error
     where = [f"-dir={data / 's3'}", f"-s3.config={config}", f"-bucket={BUCKET}", f"-ip={host}", f"-ip.bind={host}"]
     return [binary(), "-v=0", "mini", *where, *listening, *quiet]
 

@@ -4,7 +4,7 @@ record, codec, policy, score: pure. tier, errors: the words. index (segment, que
 made anew; read: how a read finds its rows. alone: a tier used by itself. worker: one thread that owns one handle.
 hot: device (the only import of CuPy). warm: valkey, warm_keys, warm_scripts. cold: cold_table and cold_file (DuckDB),
 side (packed rows), slots, cold_rows (both together). glacier: glacier_settings, files, layout, parquet, recent,
-rewrite, retired, census; archive, deltalog, loghealth (the Delta commit path); storage (the one seam) with disk and
+rewrite, retired, census; archive, deltalog, replay (the Delta commit path); storage (the one seam) with disk and
 bucket (asking, credentials, ranges).
 """
 

@@ -98,9 +98,8 @@ class Archive:
             known = self.log.epoch(partition)
             if known > epoch or (known < epoch and not raising):
                 raise Fenced(f"partition {partition} belongs to epoch {known}, this process has {epoch}")
-        named = {file.path for file in self.log.files()} if remove else set()
         for file in remove:
-            if file.path not in named:
+            if file.path not in self.log.files():
                 raise Fenced(f"another writer took {file.path} out of the archive; start again")
 
     def _append(self, owners: Mapping[int, int], add: Sequence[DataFile], remove: Sequence[DataFile]) -> bool:
@@ -117,11 +116,11 @@ class Archive:
 
     def _landed(self, owners: Mapping[int, int], add: Sequence[DataFile], remove: Sequence[DataFile]) -> bool:
         """Say whether the handle shows what the commit wanted."""
-        sizes = {file.path: file.bytes for file in self.log.files()}
+        there = self.log.files()
         return (
             all(self.log.epoch(partition) == epoch for partition, epoch in owners.items())
-            and all(sizes.get(file.path) == file.bytes for file in add)
-            and not any(file.path in sizes for file in remove)
+            and all(file.path in there and there[file.path].bytes == file.bytes for file in add)
+            and not any(file.path in there for file in remove)
         )
 
     def _prove(self, owners: Mapping[int, int], add: Sequence[DataFile], remove: Sequence[DataFile]) -> None:
@@ -138,7 +137,7 @@ class Archive:
         chosen = set(partitions)
         with unavailable():
             self.epochs.update((partition, self.log.epoch(partition)) for partition in chosen)
-            files = {file.key: file for file in self.log.files() if file.partition in chosen}
+            files = {file.key: file for file in self.log.files().values() if file.partition in chosen}
         kept = {key: file for key, file in self.files.items() if key[0] not in chosen}
         self.files = {**kept, **files}
 
@@ -147,5 +146,4 @@ class Archive:
         with unavailable():
             self.log.reload()
             self._admit(owners, ())
-            named = {file.path for file in self.log.files()}
-        return [path for path in paths if path not in named]
+        return [path for path in paths if path not in self.log.files()]

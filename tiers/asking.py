@@ -62,23 +62,29 @@ class Asking:
             yield attempt
 
     def once(self, operation: str, carried: int, job: Callable[[], T]) -> T:
-        """Send one request and count it. FileNotFoundError, FileExistsError, NotAnswered; TierUnavailable for a 403."""
-        failed = True
+        """Send one request and count it: the bytes of content sent, or those of an answer that is bytes.
+
+        FileNotFoundError, FileExistsError, NotAnswered; TierUnavailable for a 403.
+        """
+        failed = False
         try:
             answer = job()
-            failed = False
+            if isinstance(answer, bytes):
+                carried = len(answer)
         except (FileNotFoundError, NotFoundError) as error:
             raise FileNotFoundError(line(error)) from None
         except AlreadyExistsError as error:
             raise FileExistsError(line(error)) from None
         except (PermissionDeniedError, UnauthenticatedError) as error:
+            failed = True
             raise TierUnavailable(f"{self.who}: the credentials may not {operation}: {line(error)}") from None
         except (BaseError, OSError) as error:
+            failed = True
             status = STATUS.search(str(error))
             taken = status[1] not in TURNED_AWAY if status else NOT_SENT not in str(error)
             raise NotAnswered(line(error), taken=taken) from None
         finally:
-            self.traffic.add(operation, 0 if failed else carried, failed=failed)
+            self.traffic.add(operation, carried, failed=failed)
         return answer
 
 

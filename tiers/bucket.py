@@ -80,9 +80,9 @@ class Bucket:
         """See Storage. Looks, with one object written twice, whether the server holds `If-None-Match`."""
         probe = f"isotherm-probe-{uuid4().hex}"
         try:
-            self._asking.ask("put", 0, lambda: self._put(probe, b"1"))
+            self._asking.ask("put", 1, lambda: self._put(probe, b"1"))
             try:
-                self._asking.ask("put", 0, lambda: self._put(probe, b"2"))
+                self._asking.ask("put", 1, lambda: self._put(probe, b"2"))
             except FileExistsError:
                 return
             finally:
@@ -144,6 +144,10 @@ class Bucket:
         size = self.size(path) if size is None else size
         return pa.PythonFile(Ranges(size, lambda start, length: self._range(path, start, length)), mode="r")
 
+    def read(self, path: str) -> bytes:
+        """See Storage."""
+        return self._asking.ask("get", 0, lambda: self._whole(path))
+
     def size(self, path: str) -> int:
         """See Storage."""
         return int(self._asking.ask("head", 0, lambda: obstore.head(self._store, path))["size"])
@@ -151,17 +155,21 @@ class Bucket:
     def sync(self, paths: Iterable[str]) -> None:
         """See Storage: an answered PUT is durable."""
 
-    def list(self, folder: str) -> list[str]:
+    def list(self, folder: str, after: str = "") -> list[str]:
         """See Storage. A page has a thousand names; each is a request."""
-        pages = self._asking.ask("list", 0, lambda: obstore.list(self._store, f"{folder}/", chunk_size=PAGE).collect())
-        found = [each["path"] for each in pages]
+
+        def listing() -> Any:
+            return obstore.list(self._store, f"{folder}/", offset=after or None, chunk_size=PAGE).collect()
+
+        found = [each["path"] for each in self._asking.ask("list", 0, listing)]
         for _ in range(PAGE, len(found) + 1, PAGE):
             self.traffic.add("list", 0, failed=False)
         return sorted(path for path in found if "/" not in path[len(folder) + 1 :])
 
     def put_aside(self, path: str) -> None:
         """See Storage."""
-        self._asking.ask("put", 0, lambda: obstore.rename(self._store, path, f"{path}.torn"))
+        with suppress(FileNotFoundError):
+            self._asking.ask("put", 0, lambda: obstore.rename(self._store, path, f"{path}.torn"))
 
     def remove(self, paths: Iterable[str]) -> None:
         """See Storage; up to a thousand in a request."""
@@ -175,15 +183,18 @@ class Bucket:
     def _put(self, path: str, content: Any) -> None:
         obstore.put(self._store, path, content, mode="create", use_multipart=False)
 
+    def _whole(self, path: str) -> bytes:
+        return bytes(obstore.get(self._store, path).bytes())
+
     def _range(self, path: str, start: int, length: int) -> bytes:
         return self._asking.ask(
-            "get", length, lambda: bytes(obstore.get_range(self._store, path, start=start, length=length))
+            "get", 0, lambda: bytes(obstore.get_range(self._store, path, start=start, length=length))
         )
 
     def _found(self, path: str) -> bytes | None:
         """Return a small file, None if there is none. NotAnswered."""
         try:
-            return self._asking.once("get", 0, lambda: bytes(obstore.get(self._store, path).bytes()))
+            return self._asking.once("get", 0, lambda: self._whole(path))
         except FileNotFoundError:
             return None
 

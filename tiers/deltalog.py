@@ -1,21 +1,20 @@
-"""The archive's Delta log: read by delta-rs, written here, and nothing that decides.
+"""The archive's Delta log: written here, in the form that every engine reads, and nothing that decides.
 
-A handle shows one version until `reload`. `append` writes the entry right after that version or not at all. The entry
-is written as a file that must be new, not through delta-rs: its retries would slip past whatever got in between, and
-it makes no difference between a commit that was refused and one that was not answered.
+A handle shows one version until `reload`. `append` writes the entry right after that version or not at all. That is a
+file that must be new, and not delta-rs's commit: its retries would slip past whatever got in between, it makes no
+difference between a commit that was refused and one that was not answered, and it reads the whole log for each look.
 
-The log is bounded: a checkpoint every CHECKPOINT_COMMITS, and of what lies ENTRIES_KEPT before it nothing stays. A
-writer that slept through all of these finds its number free, and writes an entry that nobody reads; it knows when it
-reads back, since the handle then shows the newest version, without its files (R4a).
+The log is bounded: a checkpoint (by delta-rs) every CHECKPOINT_COMMITS, and of what lies ENTRIES_KEPT before it nothing
+stays. A writer that slept through all of these finds its number free, and writes an entry that nobody reads; it knows
+when it reads back, since the newest version, which it is shown then, does not have its files (R4a).
 """
 
 from __future__ import annotations
 
 import json
-import re
 import time
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -24,16 +23,14 @@ from deltalake import DeltaTable
 from deltalake import Schema as DeltaSchema
 from deltalake.exceptions import DeltaError
 
-from tiers import loghealth
-from tiers.errors import IsothermError, OutcomeUnknown, TierCorrupt, TierUnavailable
-from tiers.loghealth import LAST, LOG, entry_path
+from tiers import replay
+from tiers.errors import IsothermError, OutcomeUnknown, TierUnavailable
 from tiers.parquet import DataFile
+from tiers.replay import FACTS, LAST, READER, WRITER, checkpoint_path, entry_path
 from tiers.storage import Storage
 
-PATH = re.compile(r"partition=(\d+)/e(\d+)-(\d+)\.parquet")
-CHECKPOINT_COMMITS = 50  # log entries that a load reads one by one, about 0.2 ms each
+CHECKPOINT_COMMITS = 50  # entries that a load reads one by one
 ENTRIES_KEPT = 500  # before a checkpoint: time travel, readers that are slow, and one page of a bucket's listing
-FACTS = "isotherm."  # prefix of our keys in the table's configuration
 STATS = "version,event_time"  # what the log says of a file; not ids, since that outlives the erasure of its rows
 
 
@@ -47,12 +44,6 @@ def path_of(partition: int, epoch: int, number: int) -> str:
     return f"{folder_of(partition)}/e{epoch}-{number}.parquet"
 
 
-def parse(path: str) -> tuple[int, int] | None:
-    """Return (partition, number) of a data file's path, None if it is no name of ours."""
-    match = PATH.fullmatch(path)
-    return (int(match[1]), int(match[3])) if match else None
-
-
 def owner(partition: int) -> str:
     """Return the Delta application id whose transaction version is the partition's epoch."""
     return f"isotherm-owner-{partition}"
@@ -63,51 +54,42 @@ class DeltaLog:
 
     def __init__(self, storage: Storage) -> None:
         self.storage = storage
-        self._table = loghealth.load(storage)
-        self.entries = len(log := loghealth.named(storage))
-        self.checkpoint = max((version for version, _ in loghealth.checkpoints(log)), default=0)
-        loghealth.sync_from(storage, self.checkpoint)
+        self._state = replay.read(storage)
+        log = replay.named(storage)
+        self.entries, self.checkpoint = len(log), max(replay.checkpoints(log), default=0)
+        last = [LAST] if LAST in storage.list(replay.LOG) else []
+        storage.sync([path for version, path in log if version >= self.checkpoint] + last)
         self._synced = self.version
 
     @classmethod
     def open(cls, storage: Storage, schema: pa.Schema, facts: Mapping[str, str]) -> DeltaLog:
-        """Open the log, healed and fsynced, creating the table if absent. DeltaError, OSError, TierError if not."""
+        """Open the log, healed and synced, creating the table if absent. OSError or TierError if that cannot be."""
         storage.prepare()
-        if not loghealth.named(storage):
-            with suppress(
-                FileExistsError
-            ):  # two may begin at once: the first makes the table, both look at what it made
+        if not replay.named(storage):
+            with suppress(FileExistsError):  # two may begin at once: both look at what the first has made
                 storage.put_new(entry_path(0), _lines(_creation(schema, facts)))
         return cls(storage)
 
     @property
     def version(self) -> int:
         """The version of the handle: the number of its newest entry."""
-        return int(self._table.version())
+        return self._state.version
 
     def reload(self) -> None:
         """Show the newest version."""
-        self._table.update_incremental()
+        self._state = replay.follow(self.storage, self._state)
 
     def fact(self, name: str) -> str | None:
         """Return what the table was created with."""
-        return self._table.metadata().configuration.get(FACTS + name)
+        return self._state.facts.get(name)
 
     def epoch(self, partition: int) -> int:
         """Return the partition's epoch, 0 if none was ever raised."""
-        return self._table.transaction_version(owner(partition)) or 0
+        return self._state.epochs.get(owner(partition), 0)
 
-    def files(self) -> Iterator[DataFile]:
-        """Yield every file that the version names; TierCorrupt for one that is not of our making."""
-        table = pa.table(self._table.get_add_actions(flatten=True))
-        columns = (table[name].to_pylist() for name in ("path", "size_bytes", "num_records"))
-        for path, size, rows in zip(*columns, strict=True):
-            name = parse(path)
-            if name is None or rows is None:
-                raise TierCorrupt(
-                    f"{path} in the archive was written by something else; glacier cannot number its rows"
-                )
-            yield DataFile(*name, path, rows, size)
+    def files(self) -> Mapping[str, DataFile]:
+        """Return every file that the version names, by path."""
+        return self._state.files
 
     def append(self, owners: Mapping[int, int], add: Sequence[DataFile], remove: Sequence[DataFile]) -> None:
         """Write the entry after the handle's version; FileExistsError if another's has that number.
@@ -132,15 +114,14 @@ class DeltaLog:
         """Write a checkpoint every CHECKPOINT_COMMITS, durably, then remove what lies ENTRIES_KEPT before it."""
         if self.version - self.checkpoint < CHECKPOINT_COMMITS:
             return
-        self._table.create_checkpoint()
-        self.storage.sync([f"{LOG}/{self.version:020}.checkpoint.parquet", LAST])
-        self.checkpoint = self.version
-        log = loghealth.named(self.storage)
+        table = DeltaTable(self.storage.uri, storage_options=self.storage.options)
+        table.create_checkpoint()
+        self.checkpoint = int(table.version())
+        self.storage.sync([checkpoint_path(self.checkpoint), LAST])
+        log = replay.named(self.storage)
         old = [path for version, path in log if version < self.checkpoint - ENTRIES_KEPT]
         self.storage.remove(old)
         self.entries = len(log) - len(old)
-        # A handle that goes on from before reads all entries since then.
-        self._table = DeltaTable(self.storage.uri, storage_options=self.storage.options)
 
 
 def _creation(schema: pa.Schema, facts: Mapping[str, str]) -> list[dict[str, Any]]:
@@ -159,7 +140,7 @@ def _creation(schema: pa.Schema, facts: Mapping[str, str]) -> list[dict[str, Any
             **{FACTS + name: value for name, value in facts.items()},
         },
     }
-    protocol = {"minReaderVersion": 1, "minWriterVersion": 2}
+    protocol = {"minReaderVersion": READER, "minWriterVersion": WRITER}
     return [_information("CREATE TABLE", now_ms), {"protocol": protocol}, {"metaData": table}]
 
 
@@ -169,7 +150,7 @@ def _information(operation: str, now_ms: int) -> dict[str, Any]:
     return {"commitInfo": {**about, "isotherm.entry": uuid.uuid4().hex}}
 
 
-def _lines(actions: Sequence[Mapping[str, Any]]) -> bytes:
+def _lines(actions: Iterable[Mapping[str, Any]]) -> bytes:
     return b"".join(json.dumps(action, separators=(",", ":")).encode() + b"\n" for action in actions)
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import uuid
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pyarrow as pa
@@ -79,6 +79,10 @@ class Disk:
         """See Storage."""
         return pa.OSFile(str(self.root / path), "rb")
 
+    def read(self, path: str) -> bytes:
+        """See Storage."""
+        return (self.root / path).read_bytes()
+
     def size(self, path: str) -> int:
         """See Storage."""
         return (self.root / path).stat().st_size
@@ -91,17 +95,19 @@ class Disk:
         for folder in dict.fromkeys(file.parent for file in files):
             self._fsync(folder)
 
-    def list(self, folder: str) -> list[str]:
+    def list(self, folder: str, after: str = "") -> list[str]:
         """See Storage."""
         try:
             with os.scandir(self.root / folder) as found:
-                return sorted(f"{folder}/{each.name}" for each in found if each.is_file())
+                paths = (f"{folder}/{each.name}" for each in found if each.is_file())
+                return sorted(path for path in paths if path > after)
         except FileNotFoundError:
             return []
 
     def put_aside(self, path: str) -> None:
         """See Storage; durably."""
-        (self.root / path).rename(self.root / f"{path}.torn")
+        with suppress(FileNotFoundError):
+            (self.root / path).rename(self.root / f"{path}.torn")
         self._fsync((self.root / path).parent)
 
     def remove(self, paths: Iterable[str]) -> None:

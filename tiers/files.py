@@ -23,11 +23,12 @@ import pyarrow as pa
 from tiers import parquet
 from tiers.archive import Archive
 from tiers.census import Census, Done
-from tiers.deltalog import folder_of, parse, path_of
+from tiers.deltalog import folder_of, path_of
 from tiers.errors import Fenced, OutcomeUnknown, TierCorrupt, TierError, TierFull, TierUnavailable
 from tiers.layout import Layout
 from tiers.parquet import DataFile, Reader, Style, place
 from tiers.record import Int64s, Row
+from tiers.replay import parse
 from tiers.retired import Key, Retired
 from tiers.rewrite import KEYS, Bools, Kept, Rewrite, is_small, matching, none_of, regroup, small
 from tiers.tier import Location

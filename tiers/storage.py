@@ -72,17 +72,20 @@ class Storage(Protocol):
     def open(self, path: str, size: int | None = None) -> pa.NativeFile:
         """Open a file for reading; `size` where it is known. FileNotFoundError, now or at the first read."""
 
+    def read(self, path: str) -> bytes:
+        """Return a small file whole; FileNotFoundError."""
+
     def size(self, path: str) -> int:
         """Return the bytes of a file."""
 
     def sync(self, paths: Iterable[str]) -> None:
         """Return when these files, and the directories that name them, would survive a power cut."""
 
-    def list(self, folder: str) -> list[str]:
-        """Return the paths of the files right in a folder, sorted; of an absent folder none."""
+    def list(self, folder: str, after: str = "") -> list[str]:
+        """Return the paths of the files right in a folder, sorted, from after a path on; of an absent folder none."""
 
     def put_aside(self, path: str) -> None:
-        """Give a file a name that nothing reads."""
+        """Give a file, if it is there, a name that nothing reads."""
 
     def remove(self, paths: Iterable[str]) -> None:
         """Remove files; those that are not there are fine."""

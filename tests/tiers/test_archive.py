@@ -19,9 +19,9 @@ from tests.tiers.contract import by_id, everything, places
 from tests.tiers.rows import ATTRIBUTES, DIM, SHAPE, batch, row
 from tiers import disk, parquet, record
 from tiers.archive import TRIES, Archive
-from tiers.deltalog import CHECKPOINT_COMMITS, DeltaLog, owner
+from tiers.deltalog import CHECKPOINT_COMMITS, ENTRIES_KEPT, DeltaLog, owner
 from tiers.disk import Disk
-from tiers.errors import Fenced, OutcomeUnknown, ServiceMissing, TierCorrupt, TierFull, TierUnavailable
+from tiers.errors import Fenced, OutcomeUnknown, ServiceMissing, TierFull, TierUnavailable
 from tiers.glacier import GlacierMemory
 from tiers.glacier_settings import GlacierSettings
 from tiers.index import Index
@@ -453,6 +453,35 @@ async def test_checkpoints_keep_epochs_and_files_and_are_fsynced(path, opened):
     assert ["a"] == [one.id for one in await again.get(places(receipt))]
 
 
+def test_the_log_stays_bounded(path):
+    """However many commits come, entries and checkpoints are a few hundred, and say the same when they are loaded."""
+    archive = Archive.open(Disk(path), SCHEMA, PARTITIONS, FACTS)
+    for epoch in range(1, 1_301):
+        archive.raise_epochs({epoch % PARTITIONS: epoch})
+    log = list((path / "_delta_log").iterdir())
+
+    assert len(log) <= ENTRIES_KEPT + 2 * CHECKPOINT_COMMITS + ENTRIES_KEPT // CHECKPOINT_COMMITS + 3
+    assert archive.log.entries == len(log) - 1  # without the hint at the last checkpoint
+    assert {0: 1300, 1: 1297, 2: 1298, 3: 1299} == Archive.open(Disk(path), SCHEMA, PARTITIONS, FACTS).epochs
+    assert (1300, 1300) == (archive.log.version, version(path))
+
+
+def test_a_writer_that_slept_through_all_that_is_kept_is_refused(path):
+    """Its number in the log is free again, so its entry lands; the newest version does not have it: OutcomeUnknown."""
+    slept = Archive.open(Disk(path), SCHEMA, PARTITIONS, FACTS)
+    slept.raise_epochs({0: 1})
+    awake = Archive.open(Disk(path), SCHEMA, PARTITIONS, FACTS)
+    for epoch in range(1, ENTRIES_KEPT + 3 * CHECKPOINT_COMMITS):
+        awake.raise_epochs({1: epoch})
+    before = version(path)
+    assert not (path / "_delta_log" / f"{slept.log.version + 1:020}.json").exists()
+    with pytest.raises(OutcomeUnknown):
+        slept.commit({0: 1}, add=[a_file(slept)])
+
+    assert (before, []) == (version(path), files_of(path))
+    assert {0: 1} == {0: Archive.open(Disk(path), SCHEMA, PARTITIONS, FACTS).epochs[0]}
+
+
 # -- what it was made for ------------------------------------------------------------------------------------------
 
 
@@ -484,7 +513,7 @@ async def test_a_file_of_another_writer_is_refused(path, opened):
     await tier.store(batch(row("a", 1), row("b", 1)))
     await tier.store(batch(row("a", 2), row("b", 2)))
     DeltaTable(path).optimize.compact()
-    with pytest.raises(TierCorrupt, match="was written by something else"):
+    with pytest.raises(ServiceMissing, match="was written by something else"):
         await opened()
 
 
