@@ -78,6 +78,7 @@ class Node:
     manifest: Manifest
     index: Index
     tiers: dict[TierName, Tier]
+    glacier: GlacierMemory
     publisher: Publisher
     producer: MemoryProducer
     topics: Topics
@@ -189,6 +190,7 @@ async def open_node(settings: Settings) -> AsyncIterator[Node]:
             manifest=manifest,
             index=index,
             tiers=tiers,
+            glacier=glacier,
             publisher=publisher,
             producer=MemoryProducer(settings.kafka, publisher, epoch=manifest.epoch),
             topics=topics,

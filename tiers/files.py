@@ -33,6 +33,8 @@ from tiers.retired import Key, Retired
 from tiers.rewrite import KEYS, Bools, Kept, Rewrite, is_small, matching, none_of, regroup, small
 from tiers.tier import Location
 
+REWRITE_FILES = 4  # that one rewrite takes to drop rows from: some seconds of a lane
+
 
 class Files:
     """The files of one archive. `clock` gives seconds since 1970; `bytes_limit` 0 = none."""
@@ -80,6 +82,16 @@ class Files:
             done=self.done,
             requests=self.archive.storage.traffic.counts(),
         )
+
+    def together(self, keys: Sequence[Location]) -> list[Location]:
+        """Return the rows in the REWRITE_FILES files of which most is to go, and the rows in no file."""
+        by_file: defaultdict[Key, list[Location]] = defaultdict(list)
+        for where in keys:
+            by_file[place(where)[0]].append(where)
+        files = self.archive.files
+        there = sorted((key for key in by_file if key in files), key=lambda key: len(by_file[key]) / files[key].rows)
+        late = set(there[:-REWRITE_FILES])
+        return [where for where in keys if place(where)[0] not in late]
 
     def fetch(self, file: DataFile, wanted: Sequence[tuple[int, Location]]) -> list[Row | None]:
         """Return the rows, None where another one lies or the file was vacuumed; TierCorrupt if it got lost."""

@@ -164,6 +164,10 @@ class GlacierMemory:
             dropped += done.dropped
         return dropped
 
+    def together(self, keys: Sequence[Location]) -> list[Location]:
+        """Return those of these rows that one rewrite should drop: of a few files, where it is worth most."""
+        return self._files.together(keys)
+
     async def rewrite(self, partition: int, drop: Sequence[Location], merge_below_rows: int | None = None) -> Rewrite:
         """Drop exactly these rows by rewriting their files, in one commit; the caller moves the others' slots.
 

@@ -71,7 +71,7 @@ def place(where: Location) -> tuple[tuple[int, int], int]:
 class Style:
     """How files are written: rows and bytes (in memory) of a row group, codec and its level, rows and bytes of a file.
 
-    A file ends with the row group that reaches a bound, so it is at most one row group longer than `file_bytes`.
+    A file ends with the row group that reaches a bound: it is at most that and a footer longer than `file_bytes`.
     """
 
     group_rows: int
