@@ -8,8 +8,6 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-import duckdb
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
@@ -537,43 +535,6 @@ async def test_a_file_taken_by_another_writer_is_not_replaced(path, opened):
 
 
 # -- other engines -------------------------------------------------------------------------------------------------
-
-
-async def test_other_engines_read_the_newest_versions(path, alone):
-    """DuckDB over the files of a version, and pyarrow over the log, with a newest-version view, equal a dict."""
-    random = np.random.default_rng(3)
-    tier = await alone(settings={"row_group_rows": 8, "file_rows_max": 24})
-    model: dict[str, tuple[int, bool, bytes]] = {}
-    for version_ in range(1, 6):
-        ids = [f"id-{at}" for at in random.choice(90, 60, replace=False)]
-        rows = [row(i, version_, deleted=bool(random.integers(6) == 0), attributes={"rank": 7}) for i in ids]
-        await tier.store(batch(*rows))
-        model |= {one.id: (one.version, one.deleted, one.payload) for one in rows}
-    table = DeltaTable(path)
-    files = table.file_uris()
-    found = (
-        duckdb.connect()
-        .sql(
-            "SELECT id, version, deleted, payload, vector, attributes.rank, partition, epoch_ms(event_time) "
-            f"FROM read_parquet({files!r}, hive_partitioning = true) "
-            "QUALIFY version = max(version) OVER (PARTITION BY id)"
-        )
-        .fetchall()
-    )
-
-    assert model == {i: (v, gone, payload) for i, v, gone, payload, *_ in found}
-    assert {None if gone else DIM for _, _, gone, *_ in found} == {
-        vector and len(vector) for *_, vector, _, _, _ in found
-    }
-    assert {7, None} == {rank for *_, rank, _, _ in found}
-    assert all(partition == record.partition(i, PARTITIONS) for i, *_, partition, _ in found)
-
-    everything_ = table.to_pyarrow_dataset().to_table(columns=["id", "version", "deleted"])
-    newest = everything_.group_by("id").aggregate([("version", "max")])
-
-    assert {i: v for i, (v, _, _) in model.items()} == dict(
-        zip(newest["id"].to_pylist(), newest["version_max"].to_pylist(), strict=True)
-    )
 
 
 async def test_the_log_prunes_by_time(path, alone):
