@@ -20,17 +20,17 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from tiers import parquet
+from tiers import parquet, rewrite
 from tiers.archive import Archive
 from tiers.census import Census, Done
 from tiers.deltalog import folder_of, path_of
 from tiers.errors import Fenced, OutcomeUnknown, TierCorrupt, TierError, TierFull, TierUnavailable
 from tiers.layout import Layout
-from tiers.parquet import DataFile, Reader, Style, place
+from tiers.parquet import DataFile, Key, Reader, Style, place
 from tiers.record import Int64s, Row
 from tiers.replay import parse
-from tiers.retired import Key, Retired
-from tiers.rewrite import KEYS, Bools, Kept, Rewrite, is_small, matching, none_of, regroup, small
+from tiers.retired import Retired
+from tiers.rewrite import Bools, Kept, Rewrite, is_small, regroup, small
 from tiers.tier import Location
 
 REWRITE_FILES = 4  # that one rewrite takes to drop rows from: some seconds of a lane
@@ -150,17 +150,19 @@ class Files:
     def rewrite(self, partition: int, drop: Sequence[Location], merge_below_rows: int | None) -> Rewrite:
         """Drop exactly these rows and merge small files of the partition, in one durable commit."""
         owners = self.owned(partition)
-        mine = [file for file in self.live() if file.partition == partition]
-        doomed = self._doomed([where for where in drop if where.partition == partition])
-        merged = small([file for file in mine if file.key not in doomed], merge_below_rows, self._style)
-        sources = [file for file in mine if file.key in doomed or file in merged]
+        mine = {file.key: file for file in self.live() if file.partition == partition}
+        doomed = rewrite.doomed(mine, drop, self._batches)
+        merged = small([file for file in mine.values() if file.key not in doomed], merge_below_rows, self._style)
+        sources = [file for file in mine.values() if file.key in doomed or file in merged]
         if not sources:
             return Rewrite.nothing()
         kept = Kept()
         with self._writing() as written:
-            self._write(partition, regroup(self._survivors(sources, doomed, kept), self._style), written)
+            self._write(
+                partition, regroup(rewrite.survivors(sources, doomed, kept, self._batches), self._style), written
+            )
             self._replace(owners, sources, doomed, written)
-        dropped = sum(int(rows.sum()) for rows in doomed.values())
+        dropped = sum(int(mask.sum()) for mask in doomed.values())
         self.done.rewrites += 1
         self.done.rewritten_files += len(sources)
         self.done.dropped_rows += dropped
@@ -234,34 +236,10 @@ class Files:
                 raise (TierFull if full else TierUnavailable)(f"glacier did not write: {error}") from error
             raise
 
-    def _doomed(self, drop: Sequence[Location]) -> dict[Key, Bools]:
-        """Return, by file, which rows are to go: those that really are the id and version asked for."""
-        asked: defaultdict[Key, list[tuple[int, Location]]] = defaultdict(list)
-        for where in drop:
-            key, row = place(where)
-            asked[key].append((row, where))
-        doomed: dict[Key, Bools] = {}
-        for key, rows in asked.items():
-            file = self.archive.files.get(key)
-            if file is not None and (mask := matching(file, rows, self._batches(file, KEYS))).any():
-                doomed[key] = mask
-        return doomed
-
-    def _batches(self, file: DataFile, columns: list[str] | None = None) -> Iterator[tuple[int, pa.RecordBatch]]:
+    def _batches(self, file: DataFile, columns: list[str] | None) -> Iterator[tuple[int, pa.RecordBatch]]:
         """Yield a file as it is stored, with the row that each batch starts at."""
         start = 0
         while start < file.rows:
             batch = self.scan(file, start, self._style.group_rows, columns)
             yield start, batch
             start += batch.num_rows
-
-    def _survivors(
-        self, sources: Sequence[DataFile], doomed: Mapping[Key, Bools], kept: Kept
-    ) -> Iterator[pa.RecordBatch]:
-        for file in sources:
-            for start, batch in self._batches(file):
-                slots = file.slots()[start : start + batch.num_rows]
-                stay = ~doomed.get(file.key, none_of(file))[start : start + batch.num_rows]
-                part = batch if stay.all() else batch.filter(pa.array(stay))
-                kept.add(part, slots[stay])
-                yield part

@@ -36,6 +36,8 @@ FILE_ROWS_MAX = 1 << ROW_BITS
 TIME_MS_MAX = 253_402_300_800_000  # the year 10000: ISO 8601 in the log's statistics ends there
 FOOTERS = 64  # kept, of the files read last: some 100 KB each for the largest
 
+Key = tuple[int, int]  # partition, file number
+
 
 @dataclass(frozen=True, slots=True)
 class DataFile:
@@ -53,7 +55,7 @@ class DataFile:
     stats: str = ""
 
     @property
-    def key(self) -> tuple[int, int]:
+    def key(self) -> Key:
         """Partition and number."""
         return self.partition, self.number
 
@@ -62,7 +64,7 @@ class DataFile:
         return (self.number << ROW_BITS) + np.arange(self.rows, dtype=np.int64)
 
 
-def place(where: Location) -> tuple[tuple[int, int], int]:
+def place(where: Location) -> tuple[Key, int]:
     """Return a location's (partition, file number) and row in the file."""
     return (where.partition, where.slot >> ROW_BITS), where.slot & (FILE_ROWS_MAX - 1)
 

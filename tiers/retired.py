@@ -9,10 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
-from tiers.parquet import DataFile
+from tiers.parquet import DataFile, Key
 from tiers.rewrite import Bools, none_of
-
-Key = tuple[int, int]  # partition, file number
 
 VACUUM_FILES = 1000  # removed at one look, while the lane waits
 

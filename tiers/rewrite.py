@@ -1,8 +1,9 @@
-"""What a rewritten archive says, and the pure parts of rewriting: which small files to merge, rows into row groups."""
+"""What a rewritten archive says, and the pure parts of rewriting: which rows stay, which files merge, row groups."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -10,11 +11,13 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from tiers import record
-from tiers.parquet import DataFile, Style
+from tiers.parquet import DataFile, Key, Style, place
 from tiers.record import Int64s
 from tiers.tier import Location
 
 Bools = npt.NDArray[np.bool_]
+#: Yields a file as it is stored, some columns or all, with the row that each batch starts at.
+Batches = Callable[[DataFile, list[str] | None], Iterable[tuple[int, pa.RecordBatch]]]
 
 MERGE_FILES = 16  # small files of a partition that a rewrite takes along unasked; bounds their number
 MERGED_MAX = 2  # of the largest file's rows and bytes: what one rewrite merges at most
@@ -71,7 +74,31 @@ def none_of(file: DataFile) -> Bools:
     return np.zeros(file.rows, bool)
 
 
-def matching(
+def doomed(files: Mapping[Key, DataFile], drop: Sequence[Location], batches: Batches) -> dict[Key, Bools]:
+    """Return, by file, which rows are to go: those that really are the id and version asked for."""
+    asked: defaultdict[Key, list[tuple[int, Location]]] = defaultdict(list)
+    for where in drop:
+        key, row = place(where)
+        if key in files:
+            asked[key].append((row, where))
+    masks = {key: _matching(files[key], rows, batches(files[key], KEYS)) for key, rows in asked.items()}
+    return {key: mask for key, mask in masks.items() if mask.any()}
+
+
+def survivors(
+    sources: Iterable[DataFile], doomed: Mapping[Key, Bools], kept: Kept, batches: Batches
+) -> Iterator[pa.RecordBatch]:
+    """Yield what stays of the files, and let `kept` know of it."""
+    for file in sources:
+        for start, batch in batches(file, None):
+            slots = file.slots()[start : start + batch.num_rows]
+            stay = ~doomed.get(file.key, none_of(file))[start : start + batch.num_rows]
+            part = batch if stay.all() else batch.filter(pa.array(stay))
+            kept.add(part, slots[stay])
+            yield part
+
+
+def _matching(
     file: DataFile, asked: Sequence[tuple[int, Location]], batches: Iterable[tuple[int, pa.RecordBatch]]
 ) -> Bools:
     """Return which rows of a file are among those asked for; `batches` are its KEYS, each with its first row."""
