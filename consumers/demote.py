@@ -32,8 +32,8 @@ class MoveSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     rows_max: int = 1_000
     lane_jobs_max: int = 64
     upkeep_ms: int = 500
-    compact_rows: int = 512
-    compact_s: float = 30.0
+    compact_rows: int = 4_096
+    compact_s: float = 300.0
 
 
 class Demote:

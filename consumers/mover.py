@@ -40,6 +40,9 @@ class Rewrite(Protocol):
 class Rewrites(Protocol):
     """Glacier's own ability: drop rows by rewriting the files that hold them."""
 
+    def together(self, keys: Sequence[Location]) -> list[Location]:
+        """Return those of the rows that one rewrite should drop, so that it is not too long for the lane."""
+
     async def rewrite(self, partition: int, drop: Sequence[Location]) -> Rewrite:
         """Drop exactly these rows, durably, in one commit."""
 
@@ -174,19 +177,22 @@ class Mover:
             await self.rewrite_glacier(partition, keys)
             self._unqueue(tier, keys)
 
+    @property
+    def _glacier(self) -> Rewrites:
+        return self._tiers[TierName.GLACIER]  # type: ignore[return-value]
+
     async def rewrite_glacier(self, partition: int, drop: Sequence[Location]) -> int:
         """Drop rows from glacier and follow the others to where the new files hold them."""
-        glacier: Rewrites = self._tiers[TierName.GLACIER]  # type: ignore[assignment]
-        done = await glacier.rewrite(partition, drop)
+        done = await self._glacier.rewrite(partition, drop)
         self._index.relocate_slots(TierName.GLACIER, done.ids, done.versions, done.old_slots, done.new_slots)
         return done.dropped
 
     async def compact(self, partition: int, limit: int) -> int:
         """Drop superseded rows and finished tombstones of a partition from glacier, in one commit (R5)."""
-        listed = self._index.queue.list(partition, TierName.GLACIER, limit)
+        listed = self._glacier.together(self._index.queue.list(partition, TierName.GLACIER, limit))
         waiting = [where for where in listed if not self._covers_above(where)]
         drop = [where for where in waiting if not self._is_home(TierName.GLACIER, where)]
-        tombstones = self._finished_tombstones(partition, drop, limit)
+        tombstones = self._glacier.together(self._finished_tombstones(partition, drop, limit))
         everything = [*drop, *tombstones]
         if not everything:
             self._unqueue(TierName.GLACIER, waiting)

@@ -83,6 +83,7 @@ class Node:
     manifest: Manifest
     index: Index
     tiers: dict[TierName, Tier]
+    glacier: GlacierMemory
     publisher: Publisher
     producer: MemoryProducer
     topics: Topics
@@ -209,6 +210,7 @@ async def open_node(settings: Settings) -> AsyncIterator[Node]:
             manifest=manifest,
             index=index,
             tiers=tiers,
+            glacier=glacier,
             publisher=publisher,
             producer=MemoryProducer(
                 settings.kafka, publisher, epoch=manifest.epoch, rows_max=min(BATCH_ROWS, ingest.rows_max)

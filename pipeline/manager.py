@@ -181,6 +181,7 @@ class MemoryManager:
                 }
                 for name in TierName
             },
+            "archive": msgspec.to_builtins(node.glacier.census()),
             "moved": [{"from": s, "to": t, "records": n} for (s, t), n in sorted(node.mover.moved.items())],
             "copies": {
                 "records": len(node.copies),

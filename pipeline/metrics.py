@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from prometheus_client import CollectorRegistry, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
+from pipeline.archive_metrics import archive_metrics
 from tiers.tier import TierName
 
 if TYPE_CHECKING:
@@ -53,6 +54,7 @@ class Metrics:
             letters.add_metric([reason], count)
         yield letters
         yield from self._partitions()
+        yield from archive_metrics(node.glacier.census())
 
     def _copies(self) -> Iterable[Metric]:
         node = self._manager.node

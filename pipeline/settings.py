@@ -25,7 +25,7 @@ from producers.publisher import KafkaSettings
 from tiers import secret
 from tiers.cold import ColdSettings
 from tiers.errors import SettingsError
-from tiers.glacier import GlacierSettings
+from tiers.glacier_settings import GlacierSettings
 from tiers.hot import HotSettings
 from tiers.policy import PolicySettings
 from tiers.record import ATTRIBUTE_TYPES
@@ -247,6 +247,7 @@ def shown(settings: Settings) -> dict[str, Any]:
     values["warm"]["url"] = masked(settings.warm.url)
     for table in (values["warm"], values["kafka"]["security"]):
         table["password"] = secret.masked(table["password"])
+    values["glacier"]["endpoint"] = masked(settings.glacier.endpoint)
     return values
 
 

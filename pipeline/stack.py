@@ -1,8 +1,9 @@
-"""The local servers, real ones, without Docker: Apache Kafka (one KRaft node) and Valkey (or Redis).
+"""The local servers, real ones, without Docker: Apache Kafka (one KRaft node), Valkey (or Redis), and, asked for, S3.
 
-    async with Stack(Path("data")) as stack:
+    async with Stack(Path("data"), s3=True) as stack:
         stack.kafka   # "127.0.0.1:<port>"
         stack.redis   # "redis://127.0.0.1:<port>/0"
+        stack.s3      # "http://127.0.0.1:<port>", SeaweedFS; its keys are in stack.credentials
 
 Ports are free ones, chosen once and kept in the data directory, so that a restart keeps its addresses. A child dies
 with its parent (PR_SET_PDEATHSIG), so that a killed test leaves no broker behind.
@@ -12,7 +13,6 @@ from __future__ import annotations
 
 import asyncio
 import shutil
-import socket
 from asyncio.subprocess import Process
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
@@ -20,18 +20,17 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-import msgspec
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.errors import KafkaError
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
-from pipeline import kafka_jars
+from pipeline import kafka_jars, seaweed
 from pipeline.child import LOG_TAIL, end, launch, output
+from pipeline.ports import HOST, Ports
 from tiers.errors import ServiceMissing
 
 READY_S = 60.0
-HOST = "127.0.0.1"
 
 KAFKA_PROPERTIES = """\
 process.roles=broker,controller
@@ -66,23 +65,16 @@ class Service:
     pid: int
 
 
-class Ports(msgspec.Struct):
-    """Where the servers of a data directory listen."""
-
-    kafka: int
-    controller: int
-    valkey: int
-
-
 class Stack:
-    """Kafka and Valkey in one data directory; start and stop with `async with`.
+    """Kafka and Valkey, and SeaweedFS where asked for, in one data directory; start and stop with `async with`.
 
     `kafka_properties` are lines after ours, with the same {placeholders}: of a key named twice the last counts.
     """
 
-    def __init__(self, data: Path, *, maxmemory: str = "0", kafka_properties: str = "") -> None:
+    def __init__(self, data: Path, *, maxmemory: str = "0", kafka_properties: str = "", s3: bool = False) -> None:
         self.data = data.absolute()
         self._maxmemory, self._kafka_properties = maxmemory, kafka_properties
+        self._names = ("kafka", "valkey", *(("s3",) if s3 else ()))
         self._children: dict[str, Process] = {}
         self.services: list[Service] = []
         self.ports = Ports(0, 0, 0)
@@ -97,15 +89,23 @@ class Stack:
         """Valkey's URL."""
         return f"redis://{HOST}:{self.ports.valkey}/0"
 
+    @property
+    def s3(self) -> str:
+        """SeaweedFS's S3 endpoint, "" without one; its bucket is `seaweed.BUCKET`."""
+        return f"http://{HOST}:{self.ports.s3[0]}" if self.ports.s3 else ""
+
+    @property
+    def credentials(self) -> Path:
+        """The file with SeaweedFS's keys, as glacier.credentials_file takes it."""
+        return seaweed.credentials(self.data)
+
     async def __aenter__(self) -> Self:
-        """Start both; ServiceMissing with the end of the log when one does not come up."""
-        (self.data / "logs").mkdir(parents=True, exist_ok=True)
-        self.ports = self._remembered_ports()
+        """Start them; ServiceMissing with the end of the log when one does not come up."""
         try:
             # A group and not a gather: when one fails the other start is cancelled and waited for, so that it cannot
             # spawn a server after the stop below.
             async with asyncio.TaskGroup() as group:
-                for name in ("kafka", "valkey"):
+                for name in self._names:
                     group.create_task(self.start(name), name=f"start-{name}")
         except BaseException as error:
             await self.stop()
@@ -117,30 +117,18 @@ class Stack:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Stop both; their data stays."""
+        """Stop them; their data stays."""
         await self.stop()
-
-    def _remembered_ports(self) -> Ports:
-        file = self.data / "ports.json"
-        if file.exists():
-            return msgspec.json.decode(file.read_bytes(), type=Ports)
-        sockets = [socket.socket() for _ in range(3)]
-        for each in sockets:
-            each.bind((HOST, 0))
-        ports = Ports(*(each.getsockname()[1] for each in sockets))
-        for each in sockets:
-            each.close()
-        file.write_bytes(msgspec.json.encode(ports))
-        return ports
 
     async def start(self, name: str) -> None:
         """Start one server and wait until it answers."""
-        version = await (self._start_kafka() if name == "kafka" else self._start_valkey())
-        child = self._children[name]
-        address = self.kafka if name == "kafka" else f"{HOST}:{self.ports.valkey}"
-        software = "Apache Kafka" if name == "kafka" else version[0]
+        (self.data / "logs").mkdir(parents=True, exist_ok=True)
+        self.ports = Ports.of(self.data / "ports.json", s3=name == "s3")
+        starts = {"kafka": self._start_kafka, "valkey": self._start_valkey, "s3": self._start_s3}
+        software, version = await starts[name]()
+        address = {"kafka": self.kafka, "valkey": f"{HOST}:{self.ports.valkey}", "s3": self.s3}[name]
         self.services = [service for service in self.services if service.name != name]
-        self.services.append(Service(name, software, version[1], address, child.pid))
+        self.services.append(Service(name, software, version, address, self._children[name].pid))
 
     async def _start_kafka(self) -> tuple[str, str]:
         java = _binary("java", "a Java 17 runtime (Debian: apt-get install openjdk-17-jre-headless)")
@@ -197,6 +185,11 @@ class Stack:
     async def _valkey_answers(self) -> None:
         async with Redis.from_url(self.redis) as client:
             await client.ping()
+
+    async def _start_s3(self) -> tuple[str, str]:
+        await self._spawn("s3", seaweed.command(self.data, HOST, self.ports.s3))
+        await self._ready("s3", lambda: seaweed.answers(self.s3, self.credentials))
+        return "SeaweedFS", (await output([seaweed.binary(), "version"])).split()[2]
 
     async def _spawn(self, name: str, command: Sequence[str]) -> None:
         with (self.data / "logs" / f"{name}.log").open("ab") as out:

@@ -73,6 +73,18 @@ def stack(stack_thread: StackThread) -> Stack:
     return stack_thread.stack
 
 
+@pytest.fixture(scope="session")
+def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    """SeaweedFS at `s3.s3`, with its keys in `s3.credentials`, and no other server."""
+    thread = StackThread(Stack(tmp_path_factory.mktemp("s3")))
+    thread.do(thread.stack.start("s3"))
+    try:
+        yield thread.stack
+    finally:
+        thread.do(thread.stack.stop())
+        thread.close()
+
+
 @pytest.fixture
 def prefix() -> str:
     """A topic and key prefix that no other test has."""

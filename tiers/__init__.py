@@ -3,8 +3,9 @@
 record, codec, policy, score: pure. tier, errors: the words. index (segment, queue): where everything is; rebuild: it
 made anew; read: how a read finds its rows. alone: a tier used by itself. worker: one thread that owns one handle.
 hot: device (the only import of CuPy). warm: valkey, warm_keys, warm_scripts. cold: cold_table and cold_file (DuckDB),
-side (packed rows), slots, cold_rows (both together). glacier: files, parquet, recent, rewrite; archive, deltalog,
-loghealth (the Delta commit path); disk (the one filesystem seam).
+side (packed rows), slots, cold_rows (both together). glacier: glacier_settings, files, layout, parquet, recent,
+rewrite, retired, census; archive, deltalog, replay (the Delta commit path); storage (the one seam) with disk and
+bucket (asking, credentials, ranges).
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from tiers.cold import ColdMemory as ColdMemory
     from tiers.cold import ColdSettings as ColdSettings
     from tiers.glacier import GlacierMemory as GlacierMemory
-    from tiers.glacier import GlacierSettings as GlacierSettings
+    from tiers.glacier_settings import GlacierSettings as GlacierSettings
     from tiers.hot import HotMemory as HotMemory
     from tiers.hot import HotSettings as HotSettings
     from tiers.record import Row as Row
@@ -34,7 +35,7 @@ _HOMES = {
     "ColdMemory": "tiers.cold",
     "ColdSettings": "tiers.cold",
     "GlacierMemory": "tiers.glacier",
-    "GlacierSettings": "tiers.glacier",
+    "GlacierSettings": "tiers.glacier_settings",
     "Hit": "tiers.tier",
     "HotMemory": "tiers.hot",
     "HotSettings": "tiers.hot",

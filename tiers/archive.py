@@ -1,12 +1,13 @@
-"""The archive's commit path: a Delta table whose every commit is fenced, fsynced and read back.
+"""The archive's commit path: a Delta table whose every commit is fenced, durable and read back.
 
-delta-rs writes no fsync, and its retries would slip past a fence. So a commit here is, in this order:
+A commit is, in this order:
 
-1. the data files and their directories are already fsynced, and their footers read back (tiers/parquet.py);
+1. the data files are already durable (on a disk: they and their directories fsynced), and their footers read back;
 2. the partition's epoch is looked up on a handle that is already loaded: not ours, `Fenced`;
-3. the log entry is written as the one right after that handle's version, without retries: an entry of anyone else's in
-   between, a newer owner's above all, makes it fail; then reload, and from 2 again (R4a);
-4. the entry and its directory are fsynced, and the table reloaded must list every file with its size. Durable.
+3. the log entry is written as a new file, the one right after that handle's version: an entry of anyone else's in
+   between, a newer owner's above all, makes it fail; then reload, and from 2 again (R4a). Where the answer to this
+   write is lost, the storage finds out which it was (Storage.put_new), or the outcome is unknown;
+4. the entry is durable, and the table reloaded must list every file with its size.
 
 The epoch of a partition is the version of the Delta application transaction `isotherm-owner-<partition>`, which every
 commit that touches the partition carries. A commit costs 10 to 20 ms, most of it delta-rs reading its log.
@@ -19,10 +20,10 @@ from collections.abc import Iterable, Mapping, Sequence
 import pyarrow as pa
 from deltalake.exceptions import DeltaError
 
-from tiers.deltalog import DeltaLog, is_conflict, line, parse, unavailable, unknown
-from tiers.disk import Disk
-from tiers.errors import Fenced, OutcomeUnknown, ServiceMissing, TierUnavailable
+from tiers.deltalog import DeltaLog, line, unavailable, unknown
+from tiers.errors import Fenced, OutcomeUnknown, ServiceMissing, TierError, TierUnavailable
 from tiers.parquet import DataFile
+from tiers.storage import Storage
 
 TRIES = 8  # entries of others that may get in between one commit's look and its write
 
@@ -34,31 +35,31 @@ class Archive:
     """
 
     def __init__(self, log: DeltaLog, partitions: int) -> None:
-        self.disk, self._log = log.disk, log
+        self.storage, self.log = log.storage, log
         self.files: dict[tuple[int, int], DataFile] = {}
         self.epochs: dict[int, int] = {}
         self._relist(range(partitions))
 
     @classmethod
-    def open(cls, disk: Disk, schema: pa.Schema, partitions: int, facts: Mapping[str, str]) -> Archive:
+    def open(cls, storage: Storage, schema: pa.Schema, partitions: int, facts: Mapping[str, str]) -> Archive:
         """Open the table, creating it if absent; ServiceMissing if it is another table than `facts` describe.
 
         What the life before left in the log without an fsync is made durable before it is believed.
         """
         try:
-            log = DeltaLog.open(disk, schema, facts)
-        except (DeltaError, OSError) as error:
-            raise ServiceMissing(f"the archive at {disk.uri} does not open: {line(error)}") from error
+            log = DeltaLog.open(storage, schema, facts)
+        except (DeltaError, OSError, TierError) as error:
+            raise ServiceMissing(f"the archive at {storage.uri} does not open: {line(error)}") from error
         for name, value in facts.items():
             if log.fact(name) != value:
                 raise ServiceMissing(
-                    f"the archive at {disk.uri} was made for {name} {log.fact(name)}, not {value}: "
+                    f"the archive at {storage.uri} was made for {name} {log.fact(name)}, not {value}: "
                     "name another glacier.path, or set what it was made for"
                 )
         return cls(log, partitions)
 
     def __repr__(self) -> str:
-        return f"<Archive {self.disk.uri} at version {self._log.version}: {len(self.files)} files>"
+        return f"<Archive {self.storage.uri} at version {self.log.version}: {len(self.files)} files>"
 
     def raise_epochs(self, epochs: Mapping[int, int]) -> None:
         """Make this life the owner of partitions, durably; Fenced if one has a higher epoch.
@@ -82,7 +83,7 @@ class Archive:
         self, owners: Mapping[int, int], add: Sequence[DataFile], remove: Sequence[DataFile], *, raising: bool
     ) -> None:
         with unavailable():
-            self._log.checkpoint_if_due()
+            self.log.checkpoint_if_due()
         for _ in range(TRIES):
             with unavailable():
                 self._admit(owners, remove, raising=raising)
@@ -94,68 +95,55 @@ class Archive:
     def _admit(self, owners: Mapping[int, int], remove: Sequence[DataFile], *, raising: bool = False) -> None:
         """Refuse what is not ours, as the handle shows it; the handle's version is the one the entry will follow."""
         for partition, epoch in owners.items():
-            known = self._log.epoch(partition)
+            known = self.log.epoch(partition)
             if known > epoch or (known < epoch and not raising):
                 raise Fenced(f"partition {partition} belongs to epoch {known}, this process has {epoch}")
-        named = {file.path for file in self._log.files()} if remove else set()
         for file in remove:
-            if file.path not in named:
+            if file.path not in self.log.files():
                 raise Fenced(f"another writer took {file.path} out of the archive; start again")
 
     def _append(self, owners: Mapping[int, int], add: Sequence[DataFile], remove: Sequence[DataFile]) -> bool:
         """Write the entry; False when another's has its number, which the handle then shows."""
-        version = self._log.version
         try:
-            self._log.append(owners, add, remove)
-        except (DeltaError, OSError) as error:
-            with unknown():
-                self._log.reload()
-                landed = self._landed(owners, add, remove)
-            if not landed and is_conflict(error) and self._log.version > version:
-                return False
-            if not landed:
-                raise TierUnavailable(f"the archive took no commit: {line(error)}") from error
+            self.log.append(owners, add, remove)
+        except FileExistsError:
+            with unavailable():
+                self.log.reload()
+            return False
+        except OSError as error:
+            raise TierUnavailable(f"the archive took no commit: {line(error)}") from error
         return True
 
     def _landed(self, owners: Mapping[int, int], add: Sequence[DataFile], remove: Sequence[DataFile]) -> bool:
         """Say whether the handle shows what the commit wanted."""
-        sizes = {file.path: file.bytes for file in self._log.files()}
+        there = self.log.files()
         return (
-            all(self._log.epoch(partition) == epoch for partition, epoch in owners.items())
-            and all(sizes.get(file.path) == file.bytes for file in add)
-            and not any(file.path in sizes for file in remove)
+            all(self.log.epoch(partition) == epoch for partition, epoch in owners.items())
+            and all(file.path in there and there[file.path].bytes == file.bytes for file in add)
+            and not any(file.path in there for file in remove)
         )
 
     def _prove(self, owners: Mapping[int, int], add: Sequence[DataFile], remove: Sequence[DataFile]) -> None:
         """Make the entry durable and read it back."""
         with unknown():
-            self._log.reload()
-            self._log.sync()
+            self.log.reload()
+            self.log.sync()
             landed = self._landed(owners, add, remove)
         if not landed:
-            raise OutcomeUnknown(f"version {self._log.version} of the archive does not show what was committed")
+            raise OutcomeUnknown(f"version {self.log.version} of the archive does not show what was committed")
 
     def _relist(self, partitions: Iterable[int]) -> None:
         """Take the files and epochs of these partitions from the handle."""
         chosen = set(partitions)
         with unavailable():
-            self.epochs.update((partition, self._log.epoch(partition)) for partition in chosen)
-            files = {file.key: file for file in self._log.files() if file.partition in chosen}
+            self.epochs.update((partition, self.log.epoch(partition)) for partition in chosen)
+            files = {file.key: file for file in self.log.files().values() if file.partition in chosen}
         kept = {key: file for key, file in self.files.items() if key[0] not in chosen}
         self.files = {**kept, **files}
 
-    def vacuum(self, owners: Mapping[int, int], before_s: float) -> list[str]:
-        """Unlink files of our partitions that the log does not name and nobody needed since `before_s`; their paths.
-
-        Such a file was removed by a commit (which touched it first), or its commit never came. The directory is read
-        before the log: a file committed in between is in the log.
-        """
-        found = [file.path for file in self.disk.list("partition=*/e*.parquet") if file.modified_s < before_s]
+    def unnamed(self, owners: Mapping[int, int], paths: Iterable[str]) -> list[str]:
+        """Return those of our paths that no version names any more, as the newest shows it; Fenced if not ours."""
         with unavailable():
-            self._log.reload()
+            self.log.reload()
             self._admit(owners, ())
-            named = {file.path for file in self._log.files()}
-            gone = [path for path in found if path not in named and (parse(path) or (-1,))[0] in owners]
-            for path in gone:
-                self.disk.remove(path)
-        return gone
+        return [path for path in paths if path not in self.log.files()]

@@ -1,41 +1,47 @@
-"""The handle on the archive's Delta log: what delta-rs reads and writes of it, and nothing that decides.
+"""The archive's Delta log: written here, in the form that every engine reads, and nothing that decides.
 
-A handle shows one version until `reload`. `append` writes the entry right after that version or not at all: delta-rs
-is given no retries, since a retry would slip past whatever got in between.
+A handle shows one version until `reload`. `append` writes the entry right after that version or not at all. That is a
+file that must be new, and not delta-rs's commit: its retries would slip past whatever got in between, it makes no
+difference between a commit that was refused and one that was not answered, and it reads the whole log for each look.
+
+The log is bounded: a checkpoint (by delta-rs) every CHECKPOINT_COMMITS, and of what lies ENTRIES_KEPT before it nothing
+stays. A writer that slept through all of these finds its number free, and writes an entry that nobody reads; it knows
+when it reads back, since the newest version, which it is shown then, does not have its files (R4a).
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import json
+import time
+import uuid
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from typing import Any
 
 import pyarrow as pa
-from deltalake import CommitProperties, DeltaTable, PostCommitHookProperties, Transaction
-from deltalake.exceptions import CommitFailedError, DeltaError
-from deltalake.transaction import AddAction, RemoveAction
+from deltalake import DeltaTable
+from deltalake import Schema as DeltaSchema
+from deltalake.exceptions import DeltaError
 
-from tiers import loghealth
-from tiers.disk import Disk
-from tiers.errors import IsothermError, OutcomeUnknown, TierCorrupt, TierUnavailable
-from tiers.loghealth import ACTIONS, LAST, LOG
+from tiers import replay
+from tiers.errors import IsothermError, OutcomeUnknown, TierUnavailable
 from tiers.parquet import DataFile
+from tiers.replay import FACTS, LAST, READER, WRITER, checkpoint_path, entry_path
+from tiers.storage import Storage
 
-PATH = re.compile(r"partition=(\d+)/e(\d+)-(\d+)\.parquet")
-CHECKPOINT_COMMITS = 50  # log entries that a load reads one by one, about 0.2 ms each
-FACTS = "isotherm."  # prefix of our keys in the table's configuration
-HOOKS = PostCommitHookProperties(create_checkpoint=False, cleanup_expired_logs=False)  # they would not be fsynced
+CHECKPOINT_COMMITS = 50  # entries that a load reads one by one
+ENTRIES_KEPT = 500  # before a checkpoint: time travel, readers that are slow, and one page of a bucket's listing
+STATS = "version,event_time"  # what the log says of a file; not ids, since that outlives the erasure of its rows
+
+
+def folder_of(partition: int) -> str:
+    """Return where the data files of a partition are."""
+    return f"partition={partition}"
 
 
 def path_of(partition: int, epoch: int, number: int) -> str:
     """Return where a data file goes."""
-    return f"partition={partition}/e{epoch}-{number}.parquet"
-
-
-def parse(path: str) -> tuple[int, int] | None:
-    """Return (partition, number) of a data file's path, None if it is no name of ours."""
-    match = PATH.fullmatch(path)
-    return (int(match[1]), int(match[3])) if match else None
+    return f"{folder_of(partition)}/e{epoch}-{number}.parquet"
 
 
 def owner(partition: int) -> str:
@@ -46,122 +52,137 @@ def owner(partition: int) -> str:
 class DeltaLog:
     """One table's log, on one thread. Everything it has seen by `open` and `sync` is on stable storage."""
 
-    def __init__(self, disk: Disk, schema: pa.Schema) -> None:
-        self.disk, self._schema = disk, schema
-        self._table = loghealth.load(disk)
-        self._checkpoint = loghealth.checkpoint_version(disk)
-        loghealth.sync_from(disk, self._checkpoint)
+    def __init__(self, storage: Storage) -> None:
+        self.storage = storage
+        self._state = replay.read(storage)
+        log = replay.named(storage)
+        self.entries, self.checkpoint = len(log), max(replay.checkpoints(log), default=0)
+        last = [LAST] if LAST in storage.list(replay.LOG) else []
+        storage.sync([path for version, path in log if version >= self.checkpoint] + last)
         self._synced = self.version
 
     @classmethod
-    def open(cls, disk: Disk, schema: pa.Schema, facts: Mapping[str, str]) -> DeltaLog:
-        """Open the log, healed and fsynced, creating the table if absent. DeltaError or OSError if that fails."""
-        disk.make(LOG)
-        loghealth.heal(disk)
-        if not DeltaTable.is_deltatable(disk.uri):
-            DeltaTable.create(
-                disk.uri,
-                schema=schema,
-                partition_by=["partition"],
-                name="isotherm",
-                description="Isotherm's glacier tier: of an id the row with the highest version counts",
-                configuration={
-                    "delta.dataSkippingStatsColumns": "version,event_time",
-                    **{FACTS + name: value for name, value in facts.items()},
-                },
-                raise_if_key_not_exists=False,
-            )
-        return cls(disk, schema)
+    def open(cls, storage: Storage, schema: pa.Schema, facts: Mapping[str, str]) -> DeltaLog:
+        """Open the log, healed and synced, creating the table if absent. OSError or TierError if that cannot be."""
+        storage.prepare()
+        if not replay.named(storage):
+            with suppress(FileExistsError):  # two may begin at once: both look at what the first has made
+                storage.put_new(entry_path(0), _lines(_creation(schema, facts)))
+        return cls(storage)
 
     @property
     def version(self) -> int:
         """The version of the handle: the number of its newest entry."""
-        return int(self._table.version())
+        return self._state.version
 
     def reload(self) -> None:
         """Show the newest version."""
-        self._table.update_incremental()
+        self._state = replay.follow(self.storage, self._state)
 
     def fact(self, name: str) -> str | None:
         """Return what the table was created with."""
-        return self._table.metadata().configuration.get(FACTS + name)
+        return self._state.facts.get(name)
 
     def epoch(self, partition: int) -> int:
         """Return the partition's epoch, 0 if none was ever raised."""
-        return self._table.transaction_version(owner(partition)) or 0
+        return self._state.epochs.get(owner(partition), 0)
 
-    def files(self) -> Iterator[DataFile]:
-        """Yield every file that the version names; TierCorrupt for one that is not of our making."""
-        table = pa.table(self._table.get_add_actions(flatten=True))
-        columns = (table[name].to_pylist() for name in ("path", "size_bytes", "num_records"))
-        for path, size, rows in zip(*columns, strict=True):
-            name = parse(path)
-            if name is None or rows is None:
-                raise TierCorrupt(
-                    f"{path} in the archive was written by something else; glacier cannot number its rows"
-                )
-            yield DataFile(*name, path, rows, size)
+    def files(self) -> Mapping[str, DataFile]:
+        """Return every file that the version names, by path."""
+        return self._state.files
 
     def append(self, owners: Mapping[int, int], add: Sequence[DataFile], remove: Sequence[DataFile]) -> None:
-        """Write the entry after the handle's version. The handle still shows the old one; not durable before `sync`."""
-        actions = [_add(file) for file in add] + [_remove(file) for file in remove]
-        self._table.create_write_transaction(
-            actions,
-            mode="append",
-            schema=self._schema,
-            partition_by=["partition"],
-            commit_properties=CommitProperties(
-                max_commit_retries=0,
-                app_transactions=[Transaction(owner(partition), epoch) for partition, epoch in owners.items()],
-                custom_metadata={ACTIONS: str(len(actions) + len(owners))},
-            ),
-            post_commithook_properties=HOOKS,
-        )
+        """Write the entry after the handle's version; FileExistsError if another's has that number.
+
+        The handle still shows the old version; not durable before `sync`.
+        """
+        now_ms = time.time_ns() // 1_000_000  # for people who read the log; nothing is decided by it
+        actions = [
+            {"txn": {"appId": owner(partition), "version": epoch, "lastUpdated": now_ms}}
+            for partition, epoch in owners.items()
+        ]
+        actions += [_add(file) for file in add] + [_remove(file) for file in remove]
+        self.storage.put_new(entry_path(self.version + 1), _lines([_information("WRITE", now_ms), *actions]))
+        self.entries += 1
 
     def sync(self) -> None:
         """Make every entry up to the handle's version durable."""
-        self.disk.sync(f"{LOG}/{number:020}.json" for number in range(self._synced + 1, self.version + 1))
+        self.storage.sync(entry_path(number) for number in range(self._synced + 1, self.version + 1))
         self._synced = self.version
 
     def checkpoint_if_due(self) -> None:
-        """Write a checkpoint every CHECKPOINT_COMMITS, durably, then drop entries it covers that are 30 days old.
-
-        A stale owner that slept longer than these 30 days (delta.logRetentionDuration) would find its entry's number
-        free again: the one hole in the fence, and wider than any pause.
-        """
-        if self.version - self._checkpoint < CHECKPOINT_COMMITS:
+        """Write a checkpoint every CHECKPOINT_COMMITS, durably, then remove what lies ENTRIES_KEPT before it."""
+        if self.version - self.checkpoint < CHECKPOINT_COMMITS:
             return
-        self._table.create_checkpoint()
-        self.disk.sync([f"{LOG}/{self.version:020}.checkpoint.parquet", LAST])
-        self._checkpoint = self.version
-        self._table = DeltaTable(self.disk.uri)  # a handle that goes on from before reads all entries since then
-        self._table.cleanup_metadata()
+        table = DeltaTable(self.storage.uri, storage_options=self.storage.options)
+        table.create_checkpoint()
+        self.checkpoint = int(table.version())
+        self.storage.sync([checkpoint_path(self.checkpoint), LAST])
+        log = replay.named(self.storage)
+        old = [path for version, path in log if version < self.checkpoint - ENTRIES_KEPT]
+        self.storage.remove(old)
+        self.entries = len(log) - len(old)
 
 
-def _add(file: DataFile) -> AddAction:
-    partition = {"partition": str(file.partition)}
-    return AddAction(file.path, file.bytes, partition, file.touched_ms, data_change=True, stats=file.stats)
+def _creation(schema: pa.Schema, facts: Mapping[str, str]) -> list[dict[str, Any]]:
+    """Return the first entry: a table that every reader and writer of Delta understands."""
+    now_ms = time.time_ns() // 1_000_000
+    table = {
+        "id": str(uuid.uuid4()),
+        "name": "isotherm",
+        "description": "Isotherm's glacier tier: of an id the row with the highest version counts",
+        "format": {"provider": "parquet", "options": {}},
+        "schemaString": DeltaSchema.from_arrow(schema).to_json(),
+        "partitionColumns": ["partition"],
+        "createdTime": now_ms,
+        "configuration": {
+            "delta.dataSkippingStatsColumns": STATS,
+            **{FACTS + name: value for name, value in facts.items()},
+        },
+    }
+    protocol = {"minReaderVersion": READER, "minWriterVersion": WRITER}
+    return [_information("CREATE TABLE", now_ms), {"protocol": protocol}, {"metaData": table}]
 
 
-def _remove(file: DataFile) -> RemoveAction:
-    partition: dict[str, str | None] = {"partition": str(file.partition)}
-    return RemoveAction(
-        file.path,
-        data_change=True,
-        deletion_timestamp=file.touched_ms,
-        size=file.bytes,
-        partition_values=partition,
-    )
+def _information(operation: str, now_ms: int) -> dict[str, Any]:
+    """Return the action that says who wrote the entry; the random id makes it differ from every other's."""
+    about = {"operation": operation, "operationParameters": {}, "timestamp": now_ms, "engineInfo": "isotherm"}
+    return {"commitInfo": {**about, "isotherm.entry": uuid.uuid4().hex}}
+
+
+def _lines(actions: Iterable[Mapping[str, Any]]) -> bytes:
+    return b"".join(json.dumps(action, separators=(",", ":")).encode() + b"\n" for action in actions)
+
+
+def _add(file: DataFile) -> dict[str, Any]:
+    return {
+        "add": {
+            "path": file.path,
+            "partitionValues": {"partition": str(file.partition)},
+            "size": file.bytes,
+            "modificationTime": file.touched_ms,
+            "dataChange": True,
+            "stats": file.stats,
+        }
+    }
+
+
+def _remove(file: DataFile) -> dict[str, Any]:
+    return {
+        "remove": {
+            "path": file.path,
+            "deletionTimestamp": file.touched_ms,
+            "dataChange": True,
+            "extendedFileMetadata": True,
+            "partitionValues": {"partition": str(file.partition)},
+            "size": file.bytes,
+        }
+    }
 
 
 def line(error: Exception) -> str:
     """Return an error's first line: delta-rs appends a backtrace."""
     return str(error).partition("\n")[0]
-
-
-def is_conflict(error: Exception) -> bool:
-    """Say whether an `append` failed because an entry with that number exists."""
-    return isinstance(error, CommitFailedError)
 
 
 @contextmanager

@@ -1,25 +1,23 @@
-"""Where the archive lies: the one seam between glacier and a file system. A local directory now; S3 answers these too.
+"""A local directory as the archive's storage; cold's directory too.
 
-Nothing here is durable before `sync`: on a local disk a file needs an fsync of itself and of the directory that names
-it. `fsync` is an argument so that a test can see the order, or end the process between two steps.
+Nothing here is durable before `sync`, but for what `put_new` writes: on a local disk a file needs an fsync of itself
+and of the directory that names it. `fsync` is an argument so that a test can see the order, or end the process between
+two steps.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
-from contextlib import suppress
+import uuid
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import NamedTuple
 
 import pyarrow as pa
 
+from tiers.storage import Traffic
 
-class Found(NamedTuple):
-    """A file: its path below the root, and when it was written or last touched."""
-
-    path: str
-    modified_s: float
+UNNAMED = ".unnamed"  # suffix of a file before it gets its name
 
 
 def fsync(path: Path) -> None:
@@ -32,16 +30,23 @@ def fsync(path: Path) -> None:
 
 
 class Disk:
-    """A directory; every path is relative to `root` and has "/" between its parts."""
+    """A directory; see Storage."""
+
+    proof = "file, directory and Delta log entry fsynced and read back"
+    readers = 2
+    options: dict[str, str] | None = None
 
     def __init__(self, root: str | Path, fsync: Callable[[Path], None] = fsync) -> None:
         self.root = Path(root).absolute()
+        self.uri = str(self.root)
+        self.traffic = Traffic()
         self._fsync = fsync
 
-    @property
-    def uri(self) -> str:
-        """The address that delta-rs opens."""
-        return str(self.root)
+    def prepare(self) -> None:
+        """See Storage. What a crash left before it had a name goes."""
+        self.make()
+        for unnamed in self.root.glob(f"*/*{UNNAMED}"):
+            unnamed.unlink(missing_ok=True)
 
     def make(self, path: str = "") -> None:
         """Create a directory if absent, and let its parent remember it durably."""
@@ -51,53 +56,61 @@ class Disk:
         for level in reversed(missing):
             self._fsync(level.parent)
 
-    def create(self, path: str) -> pa.NativeFile:
-        """Open a new file for writing; FileExistsError if there is one (a number is never used twice)."""
+    @contextmanager
+    def create(self, path: str) -> Iterator[pa.NativeFile]:
+        """See Storage. A number is never used twice: an existing file is never written over."""
         self.make(path.rpartition("/")[0])
         (self.root / path).open("xb").close()
-        return pa.OSFile(str(self.root / path), "wb")
+        with pa.OSFile(str(self.root / path), "wb") as sink:
+            yield sink
 
-    def open(self, path: str) -> pa.NativeFile:
-        """Open a file for reading; FileNotFoundError if it is gone."""
+    def put_new(self, path: str, content: bytes) -> None:
+        """See Storage. On stable storage before it has its name, so that no reader ever finds half of it."""
+        self.make(path.rpartition("/")[0])
+        unnamed = self.root / f"{path}.{uuid.uuid4().hex}{UNNAMED}"
+        try:
+            unnamed.write_bytes(content)
+            self._fsync(unnamed)
+            os.link(unnamed, self.root / path)
+        finally:
+            unnamed.unlink(missing_ok=True)
+
+    def open(self, path: str, size: int | None = None) -> pa.NativeFile:  # noqa: ARG002 - the protocol's
+        """See Storage."""
         return pa.OSFile(str(self.root / path), "rb")
 
     def read(self, path: str) -> bytes:
-        """Return a small file whole."""
+        """See Storage."""
         return (self.root / path).read_bytes()
 
     def size(self, path: str) -> int:
-        """Return the bytes of a file."""
+        """See Storage."""
         return (self.root / path).stat().st_size
 
-    def exists(self, path: str) -> bool:
-        """Say whether there is such a file."""
-        return (self.root / path).exists()
-
     def sync(self, paths: Iterable[str]) -> None:
-        """Make these files durable, then the directories that name them."""
+        """See Storage: files first, then the directories that name them."""
         files = [self.root / path for path in paths]
         for file in files:
             self._fsync(file)
         for folder in dict.fromkeys(file.parent for file in files):
             self._fsync(folder)
 
-    def list(self, pattern: str) -> list[Found]:
-        """Return the files that match a glob, sorted by path; one that goes away meanwhile is left out."""
-        found: list[Found] = []
-        for file in sorted(self.root.glob(pattern)):
-            with suppress(FileNotFoundError):
-                found.append(Found(file.relative_to(self.root).as_posix(), file.stat().st_mtime))
-        return found
+    def list(self, folder: str, after: str = "") -> list[str]:
+        """See Storage."""
+        try:
+            with os.scandir(self.root / folder) as found:
+                paths = (f"{folder}/{each.name}" for each in found if each.is_file())
+                return sorted(path for path in paths if path > after)
+        except FileNotFoundError:
+            return []
 
-    def touch(self, path: str, now_s: float) -> None:
-        """Say that the file was last needed now."""
-        os.utime(self.root / path, (now_s, now_s))
+    def put_aside(self, path: str) -> None:
+        """See Storage; durably."""
+        with suppress(FileNotFoundError):
+            (self.root / path).rename(self.root / f"{path}.torn")
+        self._fsync((self.root / path).parent)
 
-    def rename(self, source: str, target: str) -> None:
-        """Rename a file and make that durable."""
-        (self.root / source).rename(self.root / target)
-        self._fsync((self.root / target).parent)
-
-    def remove(self, path: str) -> None:
-        """Unlink a file; one that is not there is fine."""
-        (self.root / path).unlink(missing_ok=True)
+    def remove(self, paths: Iterable[str]) -> None:
+        """See Storage."""
+        for path in paths:
+            (self.root / path).unlink(missing_ok=True)

@@ -4,52 +4,51 @@ A slot is `file number << 24 | row in file`. A replaced file is read on until it
 up its slots just before), except for the rows that were dropped from it.
 
 `append`, `rewrite`, `clear`, `vacuum` and `raise_epochs` run on the writer thread; `fetch` and `scan` on the readers';
-`find`, `live` and `bytes` anywhere: the maps they look in are never changed in place.
+`find`, `live`, `bytes` and `census` anywhere: the maps they look in are never changed in place.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from errno import EDQUOT, ENOSPC
-from itertools import chain, islice
+from itertools import chain
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from tiers import parquet
+from tiers import parquet, rewrite
 from tiers.archive import Archive
-from tiers.deltalog import parse, path_of
-from tiers.errors import Fenced, OutcomeUnknown, TierCorrupt, TierFull, TierUnavailable
-from tiers.parquet import DataFile, Layout, Style, place
+from tiers.census import Census, Done
+from tiers.deltalog import folder_of, path_of
+from tiers.errors import Fenced, OutcomeUnknown, TierCorrupt, TierError, TierFull, TierUnavailable
+from tiers.layout import Layout
+from tiers.parquet import DataFile, Key, Reader, Style, place
 from tiers.record import Int64s, Row
-from tiers.rewrite import KEYS, Bools, Kept, Rewrite, matching, none_of, regroup, small
+from tiers.replay import parse
+from tiers.retired import Retired
+from tiers.rewrite import Bools, Kept, Rewrite, is_small, regroup, small
 from tiers.tier import Location
 
-Key = tuple[int, int]  # partition, file number
+REWRITE_FILES = 4  # that one rewrite takes to drop rows from: some seconds of a lane
 
 
 class Files:
     """The files of one archive. `clock` gives seconds since 1970; `bytes_limit` 0 = none."""
 
     def __init__(
-        self,
-        archive: Archive,
-        layout: Layout,
-        style: Style,
-        *,
-        rows_max: int,
-        bytes_limit: int,
-        clock: Callable[[], float],
+        self, archive: Archive, layout: Layout, style: Style, *, bytes_limit: int, clock: Callable[[], float]
     ) -> None:
         self.archive, self.layout, self._style = archive, layout, style
-        self._rows_max, self._bytes_limit, self._clock = rows_max, bytes_limit, clock
-        self._retired: dict[Key, tuple[DataFile, Bools]] = {}  # replaced files, and which of their rows were dropped
+        self._reader = Reader(archive.storage, layout)
+        self._bytes_limit, self._clock = bytes_limit, clock
+        self._retired = Retired(clock)
         self._owned: dict[int, int] = {}
         self._number = 1  # of the next file
+        self.done = Done()
 
     # -- looking -----------------------------------------------------------------------------------------------------
 
@@ -59,10 +58,8 @@ class Files:
         file = self.archive.files.get(key)
         if file is not None:
             return (file, row) if row < file.rows else None
-        held = self._retired.get(key)
-        if held is None or row >= held[0].rows or held[1][row]:
-            return None
-        return held[0], row
+        replaced = self._retired.find(key, row)
+        return None if replaced is None else (replaced, row)
 
     def live(self) -> list[DataFile]:
         """Return the files of the current snapshot by partition and number."""
@@ -70,13 +67,36 @@ class Files:
 
     def bytes(self) -> int:
         """Return the bytes on disk: live files, and replaced ones until they are vacuumed."""
-        retired = (file for file, _ in self._retired.values())
-        return sum(file.bytes for file in chain(self.archive.files.values(), retired))
+        return sum(file.bytes for file in self.archive.files.values()) + self._retired.bytes()
+
+    def census(self) -> Census:
+        """Return how many files there are, of which kind."""
+        files = self.archive.files.values()
+        return Census(
+            files=len(files),
+            bytes=sum(file.bytes for file in files),
+            small_files=sum(is_small(file, self._style) for file in files),
+            waiting_files=len(self._retired),
+            waiting_bytes=self._retired.bytes(),
+            log_entries=self.archive.log.entries,
+            done=self.done,
+            requests=self.archive.storage.traffic.counts(),
+        )
+
+    def together(self, keys: Sequence[Location]) -> list[Location]:
+        """Return the rows in the REWRITE_FILES files of which most is to go, and the rows in no file."""
+        by_file: defaultdict[Key, list[Location]] = defaultdict(list)
+        for where in keys:
+            by_file[place(where)[0]].append(where)
+        files = self.archive.files
+        there = sorted((key for key in by_file if key in files), key=lambda key: len(by_file[key]) / files[key].rows)
+        late = set(there[:-REWRITE_FILES])
+        return [where for where in keys if place(where)[0] not in late]
 
     def fetch(self, file: DataFile, wanted: Sequence[tuple[int, Location]]) -> list[Row | None]:
         """Return the rows, None where another one lies or the file was vacuumed; TierCorrupt if it got lost."""
         try:
-            return parquet.fetch(self.archive.disk, file, self.layout, wanted)
+            return self._reader.fetch(file, wanted)
         except FileNotFoundError as error:
             self._vacuumed(file, error)
             return [None] * len(wanted)
@@ -84,14 +104,14 @@ class Files:
     def scan(self, file: DataFile, start: int, rows_max: int, columns: list[str] | None = None) -> pa.RecordBatch:
         """Return the next row groups of a file, as they are stored; TierUnavailable if it was vacuumed."""
         try:
-            return parquet.scan(self.archive.disk, file, self.layout, start, rows_max, columns)
+            return self._reader.scan(file, start, rows_max, columns)
         except FileNotFoundError as error:
             self._vacuumed(file, error)
             raise TierUnavailable(f"{file.path} was replaced and vacuumed while it was read; begin again") from error
 
     def _vacuumed(self, file: DataFile, error: FileNotFoundError) -> None:
         if file.key in self.archive.files:
-            raise TierCorrupt(f"{file.path} is in the archive's log and not on its disk") from error
+            raise TierCorrupt(f"{file.path} is in the archive's log and not in its place") from error
 
     # -- changing ----------------------------------------------------------------------------------------------------
 
@@ -99,9 +119,11 @@ class Files:
         """Own these partitions (R4a), and number new files after all that exist."""
         self.archive.raise_epochs(epochs)
         self._owned.update(epochs)
-        on_disk = [parse(found.path) for found in self.archive.disk.list("partition=*/e*.parquet")]
-        numbers = [name[1] for name in on_disk if name] + [number for _, number in self.archive.files]
+        named = {file.path for file in self.archive.files.values()}
+        there = [path for partition in epochs for path in self.archive.storage.list(folder_of(partition))]
+        numbers = [name[1] for name in map(parse, there) if name] + [number for _, number in self.archive.files]
         self._number = max(self._number, 1 + max(numbers, default=0))
+        self._retired.note(path for path in there if parse(path) and path not in named)
 
     def owned(self, partition: int) -> dict[int, int]:
         """Return our epoch of a partition; Fenced if this process never raised one."""
@@ -120,31 +142,30 @@ class Files:
             for number in numbers:
                 rows = np.flatnonzero(partition == number)
                 part = batch if len(rows) == batch.num_rows else batch.take(pa.array(rows))
-                encoded = self.layout.encode(part)
-                for start in range(0, len(rows), self._rows_max):
-                    groups = regroup([encoded.slice(start, self._rows_max)], self._style.group_rows)
-                    file = self._write(number, groups, written)
-                    slots[rows[start : start + file.rows]] = file.slots()
+                files = self._write(number, regroup([self.layout.encode(part)], self._style), written)
+                slots[rows] = np.concatenate([file.slots() for file in files])
             self.archive.commit(owners, add=written)
         return slots
 
     def rewrite(self, partition: int, drop: Sequence[Location], merge_below_rows: int | None) -> Rewrite:
         """Drop exactly these rows and merge small files of the partition, in one durable commit."""
         owners = self.owned(partition)
-        mine = [file for file in self.live() if file.partition == partition]
-        doomed = self._doomed([where for where in drop if where.partition == partition])
-        merged = small([file for file in mine if file.key not in doomed], merge_below_rows, self._rows_max)
-        sources = [file for file in mine if file.key in doomed or file in merged]
+        mine = {file.key: file for file in self.live() if file.partition == partition}
+        doomed = rewrite.doomed(mine, drop, self._batches)
+        merged = small([file for file in mine.values() if file.key not in doomed], merge_below_rows, self._style)
+        sources = [file for file in mine.values() if file.key in doomed or file in merged]
         if not sources:
             return Rewrite.nothing()
         kept = Kept()
         with self._writing() as written:
-            groups = regroup(self._survivors(sources, doomed, kept), self._style.group_rows)
-            while (first := next(groups, None)) is not None:
-                others = islice(groups, self._rows_max // self._style.group_rows - 1)
-                self._write(partition, chain([first], others), written)
+            self._write(
+                partition, regroup(rewrite.survivors(sources, doomed, kept, self._batches), self._style), written
+            )
             self._replace(owners, sources, doomed, written)
-        dropped = sum(int(rows.sum()) for rows in doomed.values())
+        dropped = sum(int(mask.sum()) for mask in doomed.values())
+        self.done.rewrites += 1
+        self.done.rewritten_files += len(sources)
+        self.done.dropped_rows += dropped
         return kept.rewrite(dropped, [file.slots() for file in written])
 
     def clear(self) -> None:
@@ -162,84 +183,63 @@ class Files:
         doomed: Mapping[Key, Bools],
         written: Sequence[DataFile],
     ) -> None:
-        """Commit new files for old ones, which are touched first (see Archive.vacuum).
-
-        Readers find the old ones among the retired before they leave the live ones.
-        """
-        now_s, before = self._clock(), self._retired
-        for file in sources:
-            self.archive.disk.touch(file.path, now_s)
-        self._retired = {**before, **{file.key: (file, doomed.get(file.key, none_of(file))) for file in sources}}
-        try:
-            gone = [replace(file, touched_ms=int(now_s * 1000)) for file in sources]
+        """Commit new files for old ones. Readers find the old among the retired before they leave the live ones."""
+        now_ms = int(self._clock() * 1000)
+        with self._retired.replacing(sources, doomed):
+            gone = [replace(file, touched_ms=now_ms) for file in sources]
             self.archive.commit(owners, add=written, remove=gone)
-        except BaseException:
-            self._retired = before
-            raise
 
     def vacuum(self, after_s: float) -> int:
-        """Unlink files replaced, or left by a crash, more than `after_s` ago; returns how many."""
-        gone = self.archive.vacuum(self._owned, self._clock() - after_s)
-        self._retired = {key: held for key, held in self._retired.items() if held[0].path not in gone}
+        """Remove files that the log has not named for `after_s`; returns how many. Fenced if they are not ours."""
+        due = self._retired.due(after_s)
+        if not due:
+            return 0
+        gone = self.archive.unnamed(self._owned, due)
+        self.archive.storage.remove(gone)
+        self._retired.forget(due)
+        self.done.vacuumed_files += len(gone)
+        self.done.vacuumed_s = self._clock()
         return len(gone)
 
     # -- inside ------------------------------------------------------------------------------------------------------
 
-    def _write(self, partition: int, groups: Iterator[pa.RecordBatch], written: list[DataFile]) -> DataFile:
-        """Write one file, durably, and read its footer back."""
-        path = path_of(partition, self._owned[partition], self._number)
-        now_ms = int(self._clock() * 1000)
-        written.append(DataFile(partition, self._number, path, 0, 0, now_ms))
-        self._number += 1
-        rows = parquet.write(self.archive.disk, path, self.layout.file, self._style, groups)
-        self.archive.disk.sync([path])
-        written[-1] = parquet.prove(self.archive.disk, replace(written[-1], rows=rows), self.layout.file)
-        return written[-1]
+    def _write(self, partition: int, groups: Iterator[pa.RecordBatch], written: list[DataFile]) -> Sequence[DataFile]:
+        """Write row groups to as many files as they fill, durably, and read their footers back; returns these files."""
+        storage, start = self.archive.storage, len(written)
+        while (first := next(groups, None)) is not None:
+            groups = chain([first], groups)
+            path = path_of(partition, self._owned[partition], self._number)
+            written.append(DataFile(partition, self._number, path, 0, 0, int(self._clock() * 1000)))
+            self._number += 1
+            rows = parquet.write(storage, path, self.layout.file, self._style, groups)
+            storage.sync([path])
+            written[-1] = parquet.prove(storage, replace(written[-1], rows=rows), self.layout.file)
+        return written[start:]
 
     @contextmanager
     def _writing(self) -> Iterator[list[DataFile]]:
-        """Collect the files of one commit, and unlink them if it did not come; one that may have come keeps them."""
+        """Collect the files of one commit, and remove them if it did not come; one that may have come keeps them.
+
+        Vacuum removes them again: a write that was not answered may end after the removal.
+        """
         written: list[DataFile] = []
         try:
             yield written
         except OutcomeUnknown:
             raise
         except BaseException as error:
-            for file in written:
-                self.archive.disk.remove(file.path)
+            self._retired.note(file.path for file in written)
+            with suppress(OSError, TierError):
+                self.archive.storage.remove([file.path for file in written])
             if isinstance(error, OSError):
                 full = error.errno in (ENOSPC, EDQUOT)
                 raise (TierFull if full else TierUnavailable)(f"glacier did not write: {error}") from error
             raise
 
-    def _doomed(self, drop: Sequence[Location]) -> dict[Key, Bools]:
-        """Return, by file, which rows are to go: those that really are the id and version asked for."""
-        asked: defaultdict[Key, list[tuple[int, Location]]] = defaultdict(list)
-        for where in drop:
-            key, row = place(where)
-            asked[key].append((row, where))
-        doomed: dict[Key, Bools] = {}
-        for key, rows in asked.items():
-            file = self.archive.files.get(key)
-            if file is not None and (mask := matching(file, rows, self._batches(file, KEYS))).any():
-                doomed[key] = mask
-        return doomed
-
-    def _batches(self, file: DataFile, columns: list[str] | None = None) -> Iterator[tuple[int, pa.RecordBatch]]:
+    def _batches(self, file: DataFile, columns: list[str] | None) -> Iterator[tuple[int, pa.RecordBatch]]:
         """Yield a file as it is stored, with the row that each batch starts at."""
         start = 0
         while start < file.rows:
             batch = self.scan(file, start, self._style.group_rows, columns)
             yield start, batch
             start += batch.num_rows
-
-    def _survivors(
-        self, sources: Sequence[DataFile], doomed: Mapping[Key, Bools], kept: Kept
-    ) -> Iterator[pa.RecordBatch]:
-        for file in sources:
-            for start, batch in self._batches(file):
-                slots = file.slots()[start : start + batch.num_rows]
-                stay = ~doomed.get(file.key, none_of(file))[start : start + batch.num_rows]
-                part = batch if stay.all() else batch.filter(pa.array(stay))
-                kept.add(part, slots[stay])
-                yield part

@@ -1,7 +1,7 @@
 """The glacier tier: the coldest rows, as Parquet files under a Delta log that any lakehouse engine reads.
 
 The event-loop face of tiers/files.py (files and slots), tiers/archive.py (the commit path) and tiers/recent.py (the
-cache). All writes run on one thread, reads of files on two.
+cache). All writes run on one thread, reads of files on a few. Where it lies is behind tiers/storage.py.
 
 Every write carries the partition's ownership epoch, and the archive refuses an older one (R4a): call `raise_epoch` for
 each partition before anything else, `retrieve_all` included. A tier used alone raises all of its own at open.
@@ -14,7 +14,6 @@ import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 
-import msgspec
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
@@ -22,58 +21,18 @@ import pyarrow as pa
 from tiers import disk, recent, record
 from tiers.alone import choose, find, open_alone, settle
 from tiers.archive import Archive
-from tiers.disk import Disk
-from tiers.errors import SettingsError
+from tiers.census import Census
 from tiers.files import Files
+from tiers.glacier_settings import BATCH_ROWS_MAX, GlacierSettings, check, storage, style
 from tiers.index import Index
-from tiers.parquet import FILE_ROWS_MAX, DataFile, Layout, Style
+from tiers.layout import Layout
+from tiers.parquet import DataFile
 from tiers.recent import Recent
 from tiers.record import Int64s, Row
 from tiers.rewrite import Rewrite
+from tiers.storage import Storage
 from tiers.tier import Location, Query, Receipt, Result, TierName, Usage
 from tiers.worker import SerialExecutor
-
-BATCH_ROWS_MAX = 8192  # of what `retrieve_all` yields
-READ_THREADS = 2
-COMPRESSIONS = ("zstd", "snappy", "none")
-PROOF = "file, directory and Delta log entry fsynced and read back"
-
-
-class GlacierSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """`path` is a local directory; empty means `glacier` below the data directory. `level` is zstd's.
-
-    A row group of `row_group_rows` is what one read decodes; a file has up to `file_rows_max` rows. `cache_bytes`
-    bounds the rows kept in memory. Replaced files are unlinked `vacuum_after_s` later: so long a reader may hold on to
-    a version. `bytes_limit` bounds the bytes on disk, replaced files among them (0 = none).
-    """
-
-    path: str = ""
-    row_group_rows: int = 1024
-    file_rows_max: int = 65_536
-    compression: str = "zstd"
-    level: int = 3
-    cache_bytes: int = 268_435_456
-    vacuum_after_s: float = 3600.0
-    bytes_limit: int = 0
-
-
-def check(settings: GlacierSettings) -> None:
-    """Refuse what cannot work."""
-    wrong = [
-        ("path", not settings.path, "name the directory of the archive"),
-        ("row_group_rows", not 1 <= settings.row_group_rows <= BATCH_ROWS_MAX, f"1 to {BATCH_ROWS_MAX}"),
-        (
-            "file_rows_max",
-            not settings.row_group_rows <= settings.file_rows_max < FILE_ROWS_MAX,
-            f"at least row_group_rows ({settings.row_group_rows}), less than {FILE_ROWS_MAX}",
-        ),
-        ("compression", settings.compression not in COMPRESSIONS, f"one of {', '.join(COMPRESSIONS)}"),
-        ("level", not 1 <= settings.level <= 22, "1 to 22"),
-        *((key, getattr(settings, key) < 0, "0 or more") for key in ("cache_bytes", "vacuum_after_s", "bytes_limit")),
-    ]
-    for key, bad, reason in wrong:
-        if bad:
-            raise SettingsError(f"glacier.{key} = {getattr(settings, key)!r}: {reason}")
 
 
 class GlacierMemory:
@@ -81,14 +40,16 @@ class GlacierMemory:
 
     name = TierName.GLACIER
 
-    def __init__(self, settings: GlacierSettings, shape: pa.Schema, *, partitions: int, index: Index | None) -> None:
+    def __init__(
+        self, settings: GlacierSettings, shape: pa.Schema, where: Storage, *, partitions: int, index: Index | None
+    ) -> None:
         self.settings, self.shape, self.partitions = settings, shape, partitions
         self._alone = index is None
         self.index = index if index is not None else Index.of(shape)
         self._turn = asyncio.Lock()  # alone, a store chooses by what the store before it has settled
         self._recent = Recent(settings.cache_bytes)
         self._writer = SerialExecutor("glacier")
-        self._readers = SerialExecutor("glacier-read", READ_THREADS)
+        self._readers = SerialExecutor("glacier-read", where.readers)
         self._files: Files
 
     @classmethod
@@ -104,11 +65,10 @@ class GlacierMemory:
     ) -> GlacierMemory:
         """Open the archive, creating it if absent; ServiceMissing if it cannot be, or was made for another shape."""
         check(settings)
-        glacier = cls(settings, shape, partitions=partitions, index=index)
+        where = storage(settings, fsync)
+        glacier = cls(settings, shape, where, partitions=partitions, index=index)
         try:
-            glacier._files = await glacier._writer.run(
-                _open, settings, shape, partitions, Disk(settings.path, fsync), clock
-            )
+            glacier._files = await glacier._writer.run(_open, settings, shape, partitions, where, clock)
             if glacier._alone:
                 epochs = {number: epoch + 1 for number, epoch in glacier._files.archive.epochs.items()}
                 await glacier._writer.run(glacier._files.raise_epochs, epochs)
@@ -149,7 +109,7 @@ class GlacierMemory:
             partition = record.partitions(choice.winners["id"], self.partitions)
             slots, stored = await self._writer.run(self._append, choice.winners, partition)
             self._recent.keep_blocks(stored)
-        return choice.receipt(self.name, slots, PROOF)
+        return choice.receipt(self.name, slots, self._files.archive.storage.proof)
 
     def _append(
         self, batch: pa.RecordBatch, partition: npt.NDArray[np.int32]
@@ -204,6 +164,10 @@ class GlacierMemory:
             dropped += done.dropped
         return dropped
 
+    def together(self, keys: Sequence[Location]) -> list[Location]:
+        """Return those of these rows that one rewrite should drop: of a few files, where it is worth most."""
+        return self._files.together(keys)
+
     async def rewrite(self, partition: int, drop: Sequence[Location], merge_below_rows: int | None = None) -> Rewrite:
         """Drop exactly these rows by rewriting their files, in one commit; the caller moves the others' slots.
 
@@ -213,7 +177,7 @@ class GlacierMemory:
         return await self._writer.run(self._files.rewrite, partition, drop, merge_below_rows)
 
     async def vacuum(self) -> int:
-        """Unlink files replaced, or left by a crash, longer ago than the settings say; returns how many."""
+        """Remove files replaced, or left by a crash, longer ago than the settings say; returns how many."""
         return await self._writer.run(self._files.vacuum, self.settings.vacuum_after_s)
 
     async def clear(self) -> None:
@@ -229,6 +193,10 @@ class GlacierMemory:
         rows = sum(file.rows for file in self._files.live())
         return Usage(rows, self._files.bytes(), bytes_limit=self.settings.bytes_limit)
 
+    def census(self) -> Census:
+        """Return how many files there are, what upkeep has done, and what was asked of a bucket."""
+        return self._files.census()
+
     async def cleanup(self) -> None:
         """See Tier."""
         self._writer.close()
@@ -236,14 +204,8 @@ class GlacierMemory:
 
 
 def _open(
-    settings: GlacierSettings, shape: pa.Schema, partitions: int, where: Disk, clock: Callable[[], float]
+    settings: GlacierSettings, shape: pa.Schema, partitions: int, where: Storage, clock: Callable[[], float]
 ) -> Files:
     layout = Layout(shape)
-    return Files(
-        Archive.open(where, layout.table, partitions, layout.facts(partitions)),
-        layout,
-        Style(settings.row_group_rows, settings.compression, settings.level),
-        rows_max=settings.file_rows_max,
-        bytes_limit=settings.bytes_limit,
-        clock=clock,
-    )
+    archive = Archive.open(where, layout.table, partitions, layout.facts(partitions))
+    return Files(archive, layout, style(settings), bytes_limit=settings.bytes_limit, clock=clock)

@@ -1,8 +1,9 @@
-"""What a rewritten archive says, and the pure parts of rewriting: which small files to merge, rows into row groups."""
+"""What a rewritten archive says, and the pure parts of rewriting: which rows stay, which files merge, row groups."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -10,14 +11,16 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from tiers import record
-from tiers.parquet import DataFile
+from tiers.parquet import DataFile, Key, Style, place
 from tiers.record import Int64s
 from tiers.tier import Location
 
 Bools = npt.NDArray[np.bool_]
+#: Yields a file as it is stored, some columns or all, with the row that each batch starts at.
+Batches = Callable[[DataFile, list[str] | None], Iterable[tuple[int, pa.RecordBatch]]]
 
 MERGE_FILES = 16  # small files of a partition that a rewrite takes along unasked; bounds their number
-MERGE_ROWS = 2  # of the largest file's rows: what one rewrite merges at most
+MERGED_MAX = 2  # of the largest file's rows and bytes: what one rewrite merges at most
 KEYS = ["id", "version"]  # the columns that tell rows apart
 
 
@@ -71,7 +74,31 @@ def none_of(file: DataFile) -> Bools:
     return np.zeros(file.rows, bool)
 
 
-def matching(
+def doomed(files: Mapping[Key, DataFile], drop: Sequence[Location], batches: Batches) -> dict[Key, Bools]:
+    """Return, by file, which rows are to go: those that really are the id and version asked for."""
+    asked: defaultdict[Key, list[tuple[int, Location]]] = defaultdict(list)
+    for where in drop:
+        key, row = place(where)
+        if key in files:
+            asked[key].append((row, where))
+    masks = {key: _matching(files[key], rows, batches(files[key], KEYS)) for key, rows in asked.items()}
+    return {key: mask for key, mask in masks.items() if mask.any()}
+
+
+def survivors(
+    sources: Iterable[DataFile], doomed: Mapping[Key, Bools], kept: Kept, batches: Batches
+) -> Iterator[pa.RecordBatch]:
+    """Yield what stays of the files, and let `kept` know of it."""
+    for file in sources:
+        for start, batch in batches(file, None):
+            slots = file.slots()[start : start + batch.num_rows]
+            stay = ~doomed.get(file.key, none_of(file))[start : start + batch.num_rows]
+            part = batch if stay.all() else batch.filter(pa.array(stay))
+            kept.add(part, slots[stay])
+            yield part
+
+
+def _matching(
     file: DataFile, asked: Sequence[tuple[int, Location]], batches: Iterable[tuple[int, pa.RecordBatch]]
 ) -> Bools:
     """Return which rows of a file are among those asked for; `batches` are its KEYS, each with its first row."""
@@ -87,24 +114,45 @@ def matching(
     return mask
 
 
-def small(files: Sequence[DataFile], below_rows: int | None, file_rows_max: int) -> list[DataFile]:
+def is_small(file: DataFile, style: Style) -> bool:
+    """Say whether a file is less than half full, by rows and by bytes."""
+    return file.rows < style.file_rows // 2 and file.bytes < style.file_bytes // 2
+
+
+def small(files: Sequence[DataFile], below_rows: int | None, style: Style) -> list[DataFile]:
     """Return the files to merge, fewest rows first; none where merging would not lessen their number.
 
-    `below_rows` None: those under half of `file_rows_max`, once there are MERGE_FILES of them.
+    `below_rows` None: of those that are small, once there are MERGE_FILES of them.
     """
-    limit, count = (file_rows_max // 2, MERGE_FILES) if below_rows is None else (below_rows, 2)
+    fit = [file for file in files if (is_small(file, style) if below_rows is None else file.rows < below_rows)]
+    if len(fit) < (MERGE_FILES if below_rows is None else 2):
+        return []
     chosen: list[DataFile] = []
-    rows = 0
-    for file in sorted((file for file in files if file.rows < limit), key=lambda file: (file.rows, file.number)):
-        rows += file.rows
-        if rows > MERGE_ROWS * file_rows_max:
+    rows = size = 0
+    for file in sorted(fit, key=lambda file: (file.rows, file.number)):
+        rows, size = rows + file.rows, size + file.bytes
+        if rows > MERGED_MAX * style.file_rows or size > MERGED_MAX * style.file_bytes:
             break
         chosen.append(file)
-    return chosen if len(chosen) >= count else []
+    return chosen if len(chosen) > 1 else []
 
 
-def regroup(batches: Iterable[pa.RecordBatch], rows: int) -> Iterator[pa.RecordBatch]:
-    """Yield the same rows in batches of exactly `rows`, the last of what is left."""
+def regroup(batches: Iterable[pa.RecordBatch], style: Style) -> Iterator[pa.RecordBatch]:
+    """Yield the same rows as row groups: of `group_rows`, the last of what is left, halved until `group_bytes` fit."""
+    for batch in _by_rows(batches, style.group_rows):
+        yield from _halved(batch, style.group_bytes)
+
+
+def _halved(batch: pa.RecordBatch, bytes_max: int) -> Iterator[pa.RecordBatch]:
+    if batch.num_rows == 1 or batch.nbytes <= bytes_max:
+        yield batch
+    else:
+        half = batch.num_rows // 2
+        yield from _halved(batch.slice(0, half), bytes_max)
+        yield from _halved(batch.slice(half), bytes_max)
+
+
+def _by_rows(batches: Iterable[pa.RecordBatch], rows: int) -> Iterator[pa.RecordBatch]:
     waiting: list[pa.RecordBatch] = []
     count = 0
     for batch in batches:

@@ -362,6 +362,28 @@ def test_a_tombstone_waits_for_older_rows_beyond_the_compaction():
     assert ([], []) == (world.where("a"), world.where("b"))
 
 
+def test_a_compaction_takes_a_few_files_and_the_next_the_others():
+    """Rows in too many files go in several compactions, each with what lies together, and then the tombstones."""
+    world = World()
+    glacier = world.below[GLACIER]
+    for name in "abcd":
+        world.take(name)
+        world.finish(world.move(HOT, GLACIER, name))
+    world.take("-a", "-b", "-c", "-d")
+    world.finish(world.move(HOT, GLACIER, "a", "b", "c", "d"))
+    world.commit()
+    glacier.file_slots = 2
+    dropped = []
+    while done := compact(world):
+        dropped.append(done)
+        world.check()
+
+    assert sum(dropped) == 8
+    assert len(dropped) > 1
+    assert [] == [where for name in "abcd" for where in world.where(name)]
+    world.quiet()
+
+
 def test_a_superseded_tombstone_stays_while_an_older_row_waits_above():
     """A tombstone that a newer version covers may not go either before the older rows above it."""
     world = deleted_below(older_in=WARM)
@@ -545,6 +567,7 @@ def test_a_random_life_keeps_the_rules(seed):
         elif act == "evict":
             world.evict_all()
         elif act == "compact":
+            world.below[GLACIER].file_slots = random.choice([2, 1 << 30])
             world.finish(world.mover.compact(P, random.choice([1, 100])))
         elif act == "commit":
             world.commit()
@@ -553,5 +576,6 @@ def test_a_random_life_keeps_the_rules(seed):
             world.replay()
             world.check()
     world.evict_all()
+    world.below[GLACIER].file_slots = 1 << 30
     world.finish(world.mover.compact(P, 100))
     world.check()

@@ -8,13 +8,16 @@ import shutil
 from contextlib import suppress
 from pathlib import Path
 
+import obstore
 import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from obstore.store import S3Store
 from redis.asyncio import Redis
 
-from pipeline import kafka_jars
+from pipeline import kafka_jars, seaweed
 from pipeline.stack import Stack
+from tiers.credentials import Keys
 from tiers.errors import ServiceMissing
 
 
@@ -106,6 +109,33 @@ async def test_stopped_servers_are_gone_and_come_back_where_they_were(tmp_path: 
             os.kill(pid, 0)
     async with Stack(tmp_path) as own:
         assert addresses == (own.kafka, own.redis)
+
+
+async def test_s3_starts_when_asked_and_keeps_what_it_was_given(tmp_path: Path) -> None:
+    """SeaweedFS is there only when asked for; after SIGKILL it has its data, keys and address; it says its version."""
+    own = Stack(tmp_path)
+    assert own.s3 == ""
+    try:
+        await own.start("s3")
+        address, keys = own.s3, own.credentials.read_text()
+        await obstore.put_async(in_stack(own), "kept", b"acknowledged")
+        await own.kill("s3")
+        await own.restart("s3")
+
+        assert (address, keys) == (own.s3, own.credentials.read_text())
+        assert bytes(await (await obstore.get_async(in_stack(own), "kept")).bytes_async()) == b"acknowledged"
+        assert [("SeaweedFS", address)] == [(each.software, each.address) for each in own.services]
+        assert own.services[0].version[0].isdigit()
+        assert own.credentials.stat().st_mode & 0o077 == 0
+    finally:
+        await own.stop()
+
+
+def in_stack(own: Stack) -> S3Store:
+    """Return a client of the stack's bucket."""
+    keys = Keys.found(str(own.credentials))
+    config = {"endpoint": own.s3, "access_key_id": keys.access, "secret_access_key": keys.secret, "region": "us-east-1"}
+    return S3Store(seaweed.BUCKET, config=config, client_options={"allow_http": True})
 
 
 async def test_a_server_that_cannot_start_is_named_with_its_log(tmp_path: Path) -> None:

@@ -64,6 +64,7 @@ class FakeTier:
         self.name, self.shape, self.partitions = name, shape, partitions
         self.held = store if store is not None else Store()
         self.trace = trace if trace is not None else []
+        self.file_slots = 1 << 30  # slots beside each other that one rewrite takes
         self.rewritten: dict[int, int | None] = {}  # slot before a rewrite -> slot after it, None for a dropped row
         self._former: dict[int | str, Row] = {}  # what the replaced files hold: readable until they are vacuumed
         self._alone = index is None
@@ -125,6 +126,11 @@ class FakeTier:
             self.held.next_slot += 1
             self.held.rows[key] = row
         return (key if isinstance(key, int) else NO_SLOT), max(highest, row.version)
+
+    def together(self, keys: Sequence[Location]) -> list[Location]:
+        """Return those that one rewrite should drop: the lowest, and those in what would be the same file."""
+        first = min((where.slot for where in keys), default=0) // self.file_slots
+        return [where for where in keys if where.slot // self.file_slots == first]
 
     async def retrieve(self, query: Query) -> Result:
         """See Tier."""

@@ -12,7 +12,8 @@ import sys
 from pathlib import Path
 
 from tests.tiers.rows import SHAPE, batch, row
-from tiers.glacier import GlacierMemory, GlacierSettings
+from tiers.glacier import GlacierMemory
+from tiers.glacier_settings import GlacierSettings
 
 PARTITIONS = 4
 

@@ -11,11 +11,14 @@ import pytest
 from tests.tiers.contract import TierContract, by_id, everything
 from tests.tiers.rows import NOW_MS, SHAPE, batch, row, same
 from tiers import record
+from tiers.deltalog import CHECKPOINT_COMMITS, ENTRIES_KEPT
 from tiers.errors import SettingsError, TierCorrupt, TierFull
-from tiers.glacier import BATCH_ROWS_MAX, GlacierMemory, GlacierSettings
+from tiers.glacier import GlacierMemory
+from tiers.glacier_settings import BATCH_ROWS_MAX, GlacierSettings
 from tiers.index import Index
 from tiers.recent import Recent, blocks
 from tiers.record import Row
+from tiers.rewrite import MERGE_FILES
 from tiers.tier import Location, Query
 
 pytestmark = pytest.mark.unit
@@ -133,13 +136,13 @@ async def test_numbers_are_never_given_twice(opened, tmp_path):
 async def test_one_store_of_many_partitions_is_one_commit(tmp_path):
     """All files of a batch appear together."""
     tier = await GlacierMemory.open(GlacierSettings(path=str(tmp_path)), SHAPE, partitions=8)
-    before = tier._files.archive._log.version
+    before = tier._files.archive.log.version
     rows = numbered(0, 100)
     receipt = await tier.store(batch(*rows))
     partition = record.partitions(batch(*rows)["id"], 8).tolist()
     wanted = [Location(*one) for one in zip(receipt.ids, [1] * 100, partition, receipt.slots.tolist(), strict=True)]
 
-    assert (before + 1, 8) == (tier._files.archive._log.version, len(files(tier)))
+    assert (before + 1, 8) == (tier._files.archive.log.version, len(files(tier)))
     assert [one.id for one in rows] == [one.id for one in await tier.get(wanted)]
     await tier.cleanup()
 
@@ -182,9 +185,9 @@ async def test_a_rewrite_drops_only_the_exact_row(opened):
         Location(one.id, 1, 0, 99 << 24),
         Location(one.id, 1, 3, one.slot),
     ]
-    before = tier._files.archive._log.version
+    before = tier._files.archive.log.version
     done = await tier.rewrite(0, wrong)
-    version = tier._files.archive._log.version
+    version = tier._files.archive.log.version
     both = await tier.rewrite(0, [at(receipt)[29], Location("id-29", 2, 0, at(receipt)[29].slot), *at(receipt)[28:]])
 
     assert (2, 28) == (both.dropped, (await tier.usage()).rows)
@@ -236,6 +239,49 @@ async def test_many_small_files_are_merged_on_the_way(opened):
     assert [1] * 17 == files(tier)
     assert 1 == (await tier.rewrite(0, at(receipts[0]))).dropped
     assert [16] == files(tier)
+
+
+async def test_files_stay_bounded_over_hundreds_of_commits(opened, clock):
+    """With updates and deletions all the while, files stay few and not too large; replaced ones and old entries go."""
+    rng = np.random.default_rng(5)
+    tier = await opened(alone=True, file_rows_max=128, row_group_rows=16, file_bytes_max=16_000, vacuum_after_s=60.0)
+    model: dict[str, int] = {}
+    most = {"files": 0, "small_files": 0, "waiting_files": 0, "log_entries": 0}
+    for version in range(1, 151):
+        ids = [f"id-{n}" for n in rng.choice(400, 20, replace=False)]
+        await tier.store(batch(*(row(i, version, deleted=rng.random() < 0.1) for i in ids)))
+        model |= dict.fromkeys(ids, version)
+        clock.now_s += 10
+        await tier.vacuum()
+        census = tier.census()
+        most = {name: max(high, getattr(census, name)) for name, high in most.items()}
+    held = sum(file.rows for file in tier._files.live())
+    full = max(file.bytes for file in tier._files.live())
+
+    assert model == {one.id: one.version for one, _ in await everything(tier)}
+    assert held == len(model)
+    assert full < 16_000 + 6_000  # one row group and the footer more
+    assert most["small_files"] <= MERGE_FILES
+    assert most["files"] <= MERGE_FILES + 2 * held // 64
+    assert most["log_entries"] <= ENTRIES_KEPT + 2 * CHECKPOINT_COMMITS + ENTRIES_KEPT // CHECKPOINT_COMMITS
+    assert census.done.dropped_rows == 150 * 20 - held
+    clock.now_s += 61
+    await tier.vacuum()
+    there = tier._files.archive.storage.list("partition=0")
+    assert (len(tier._files.live()), 0) == (len(there), tier.census().waiting_files)
+
+
+async def test_a_rewrite_takes_the_files_where_it_is_worth_most(opened):
+    """Rows in many files are dropped a few files at a time: where the largest share is to go, first."""
+    tier = await opened()
+    where = at(await tier.store(batch(*numbered(0, 240))))
+    keys = [one for number in range(10) for one in where[number * 24 : number * 24 + number + 1]]
+    chosen = tier.together(keys)
+    gone = Location("never", 1, 0, -1)
+
+    assert [6, 7, 8, 9] == sorted({(one.slot >> 24) - 1 for one in chosen})
+    assert [one for one in keys if (one.slot >> 24) - 1 >= 6] == chosen
+    assert [gone] == tier.together([gone])
 
 
 async def test_old_slots_are_read_until_vacuum(opened, clock):
@@ -343,7 +389,7 @@ async def test_a_damaged_group_is_never_served(opened, tmp_path):
     damaged = bytearray(file.read_bytes())
     damaged[payload.data_page_offset + payload.total_compressed_size - 1] ^= 1
     file.write_bytes(damaged)
-    before = tier._files.archive._log.version
+    before = tier._files.archive.log.version
     with pytest.raises(TierCorrupt):
         await tier.get([where[0]])
     with pytest.raises(TierCorrupt):
@@ -352,7 +398,7 @@ async def test_a_damaged_group_is_never_served(opened, tmp_path):
         await tier.rewrite(0, [where[20]])
 
     assert ["id-23"] == [one.id for one in await tier.get([where[23]])]
-    assert before == tier._files.archive._log.version
+    assert before == tier._files.archive.log.version
 
 
 async def test_the_cache_answers_like_the_file(opened):

@@ -14,9 +14,10 @@ from tests.tiers.rows import ATTRIBUTES, DIM, NOW_MS, SHAPE, batch, row, same
 from tiers import parquet, record
 from tiers.disk import Disk
 from tiers.errors import TierCorrupt
-from tiers.parquet import DataFile, Layout, Style
+from tiers.layout import Layout
+from tiers.parquet import DataFile, Reader, Style
 from tiers.record import Row
-from tiers.rewrite import regroup, small
+from tiers.rewrite import MERGE_FILES, is_small, regroup, small
 from tiers.tier import Location
 
 pytestmark = pytest.mark.unit
@@ -31,7 +32,7 @@ ROWS = [
 def written(disk: Disk, rows, shape=SHAPE, path="partition=0/e1-1.parquet") -> DataFile:
     """Write the rows as a file and prove it."""
     layout = Layout(shape)
-    groups = regroup([layout.encode(batch(*rows, shape=shape))], STYLE.group_rows)
+    groups = regroup([layout.encode(batch(*rows, shape=shape))], STYLE)
     count = parquet.write(disk, path, layout.file, STYLE, groups)
     return parquet.prove(disk, DataFile(0, 1, path, count, 0), layout.file)
 
@@ -39,7 +40,7 @@ def written(disk: Disk, rows, shape=SHAPE, path="partition=0/e1-1.parquet") -> D
 def read(disk: Disk, file: DataFile, rows, shape=SHAPE):
     """Return the rows of a file by row number."""
     wanted = [(at, Location(one.id, one.version, 0, at)) for at, one in enumerate(rows)]
-    return parquet.fetch(disk, file, Layout(shape), wanted)
+    return Reader(disk, Layout(shape)).fetch(file, wanted)
 
 
 def test_rows_come_back_as_they_were(tmp_path):
@@ -108,7 +109,7 @@ def test_another_row_is_nothing(tmp_path):
     file = written(disk, ROWS)
     wanted = [(0, Location("ns/0", 2, 0, 0)), (0, Location("ns/1", 1, 0, 0)), (1, Location("ns/1", 2, 0, 1))]
 
-    assert [None, None, "ns/1"] == [one and one.id for one in parquet.fetch(disk, file, Layout(SHAPE), wanted)]
+    assert [None, None, "ns/1"] == [one and one.id for one in Reader(disk, Layout(SHAPE)).fetch(file, wanted)]
 
 
 def test_a_damaged_file_is_never_served(tmp_path):
@@ -156,32 +157,62 @@ def test_a_file_is_proven_before_the_log_names_it(tmp_path):
         parquet.prove(disk, file, Layout(record.schema(DIM, {**ATTRIBUTES, "more": "int"})).file)
 
 
-@given(sizes=st.lists(st.integers(0, 30), max_size=8), rows=st.integers(1, 12))
-def test_regroup_keeps_rows_and_order(sizes, rows):
-    """Whatever batches come, the groups are full but for the last, and hold the same rows in the same order."""
+@given(sizes=st.lists(st.integers(0, 30), max_size=8), rows=st.integers(1, 12), bytes_max=st.integers(1, 200))
+def test_regroup_keeps_rows_and_order(sizes, rows, bytes_max):
+    """Whatever batches come, no group has too many rows, nor bytes (but a single row may); all rows stay in order."""
     starts = np.cumsum([0, *sizes])
     batches = [
         pa.record_batch({"at": pa.array(np.arange(start, start + size))})
         for start, size in zip(starts.tolist(), sizes, strict=False)
     ]
-    groups = list(regroup(batches, rows))
+    groups = list(regroup(batches, Style(rows, "zstd", 3, group_bytes=bytes_max)))
 
     assert [at for group in groups for at in group["at"].to_pylist()] == list(range(sum(sizes)))
-    assert all(group.num_rows == rows for group in groups[:-1])
     assert all(0 < group.num_rows <= rows for group in groups)
+    assert all(group.nbytes <= bytes_max or group.num_rows == 1 for group in groups)
+    assert bytes_max < 8 * rows or all(group.num_rows == rows for group in groups[:-1])
 
 
-@given(sizes=st.lists(st.integers(1, 100), max_size=40), below=st.one_of(st.none(), st.integers(0, 100)))
+@given(
+    sizes=st.lists(st.tuples(st.integers(1, 100), st.integers(1, 150)), max_size=40),
+    below=st.one_of(st.none(), st.integers(0, 100)),
+)
 @settings(suppress_health_check=[HealthCheck.too_slow])
 def test_small_files_are_merged_only_when_that_makes_them_fewer(sizes, below):
-    """Only files under the bound are chosen, never one alone, never more rows than two files may have."""
-    files = [DataFile(0, at, f"f{at}", size, size) for at, size in enumerate(sizes)]
-    chosen = small(files, below, 100)
+    """Only files under half of both bounds are chosen, never one alone, never more than two full files' worth."""
+    files = [DataFile(0, at, f"f{at}", rows, size) for at, (rows, size) in enumerate(sizes)]
+    style = Style(8, "zstd", 3, file_rows=100, file_bytes=100)
+    chosen = small(files, below, style)
+    fit = [file for file in files if (is_small(file, style) if below is None else file.rows < below)]
 
-    assert all(file.rows < (50 if below is None else below) for file in chosen)
+    assert set(chosen) <= set(fit)
     assert sum(file.rows for file in chosen) <= 200
+    assert sum(file.bytes for file in chosen) <= 200
     assert len(chosen) != 1
-    assert below is not None or len(chosen) in (0, *range(16, 41))
+    assert below is not None or bool(chosen) == (len(fit) >= MERGE_FILES)
+
+
+def test_files_and_row_groups_end_at_their_bounds(tmp_path):
+    """Large payloads make small row groups and files: of bytes, not only of rows; each row is read where it lies."""
+    rows = [Row(f"id-{at}", at + 1, NOW_MS, None, np.ones(DIM, np.float32), bytes(2_000)) for at in range(40)]
+    layout, disk = Layout(SHAPE), Disk(tmp_path)
+    style = Style(8, "none", 3, group_bytes=5_000, file_rows=24, file_bytes=20_000)
+    groups = regroup([layout.encode(batch(*rows))], style)
+    sizes, start = [], 0
+    for number in range(20):
+        if (count := parquet.write(disk, f"partition=0/e1-{number}.parquet", layout.file, style, groups)) == 0:
+            break
+        path = f"partition=0/e1-{number}.parquet"
+        file = parquet.prove(disk, DataFile(0, number, path, count, 0), layout.file)
+        found = read(disk, file, rows[start : start + count])
+        assert [one.id for one in rows[start : start + count]] == [one.id for one in found]
+        start += count
+        sizes.append(file.bytes)
+        assert pq.read_metadata(tmp_path / path).row_group(0).num_rows == 2
+
+    assert start == 40
+    assert len(sizes) > 3
+    assert max(sizes) < 20_000 + 10_000
 
 
 def test_a_file_that_is_there_is_never_written_over(tmp_path):
