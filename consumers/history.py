@@ -46,13 +46,13 @@ class History:
     steps: list[Step] = field(default_factory=list)
     begin: int = 0
     looked_from: int = 0
-    end: int = 0
+    end: int = -1  # not even asked where it ends
     took_ms: float = 0.0
 
     @property
     def complete(self) -> bool:
         """Whether all that the topic still holds was looked at."""
-        return self.looked_from <= self.begin
+        return 0 <= self.end and self.looked_from <= self.begin
 
 
 async def history(
@@ -81,8 +81,9 @@ async def history(
                 (await consumer.end_offsets([at]))[at],
             )
             found.looked_from = found.end
-            while found.looked_from > max(found.begin, found.end - messages_max):
-                start = max(found.begin, found.looked_from - WINDOW)
+            last = max(found.begin, found.end - messages_max)
+            while found.looked_from > last:
+                start = max(last, found.looked_from - WINDOW)
                 records = await _window(consumer, at, start, found.looked_from)
                 found.steps = [step for record in records for step in _steps(record, identifier)] + found.steps
                 found.looked_from = start
