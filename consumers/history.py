@@ -52,7 +52,7 @@ class History:
     @property
     def complete(self) -> bool:
         """Whether all that the topic still holds was looked at."""
-        return 0 <= self.end and self.looked_from <= self.begin
+        return self.end >= 0 and self.looked_from <= self.begin
 
 
 async def history(
