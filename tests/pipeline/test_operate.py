@@ -334,23 +334,27 @@ async def _clear(address: str, word: str, process: NodeProcess, delay_ms: int | 
 
 
 async def _fill(address: str, producer: MemoryProducer, name: str) -> None:
-    """Publish 24 records in two versions, and wait until they are searchable."""
+    """Publish 12 records in two versions, and wait until they are searchable."""
     vector, token = np.ones(DIM, np.float32), ""
     for version in (1, 2):
-        sent = [await producer.enqueue(f"{name}/{n}", vector, {"v": version}) for n in range(24)]
+        sent = [await producer.enqueue(f"{name}/{n}", vector, {"v": version}) for n in range(12)]
         token = producer.token(list(await asyncio.gather(*sent)))
     async with httpx.AsyncClient(base_url=address, timeout=60) as http:
         await http.get("/v1/memories/x", params={"at_least": token})
 
 
 async def _demote(address: str, word: str) -> None:
-    """Hint the records named after a tier down until all are there."""
+    """Hint the records named after a tier down until all are there, once from each tier on their way."""
+    hinted: set[tuple[str, str]] = set()
 
     async def there() -> bool:
-        waiting = [i for i, home in (await _homes(address)).items() if i.startswith(f"{word}/") and home != word]
+        waiting = {
+            (i, home) for i, home in (await _homes(address)).items() if i.startswith(f"{word}/") and home != word
+        }
         async with httpx.AsyncClient(base_url=address, timeout=60) as http:
-            for identifier in waiting:
-                await http.post(f"/v1/memories/{identifier}:demote")
+            for identifier, _ in waiting - hinted:
+                assert 202 == (await http.post(f"/v1/memories/{identifier}:demote")).status_code
+        hinted.update(waiting)
         return not waiting
 
     await until(there, 60)
