@@ -12,12 +12,11 @@ from dataclasses import dataclass, field
 
 import msgspec
 from aiokafka import AIOKafkaConsumer, TopicPartition
-from aiokafka.errors import KafkaConnectionError
 from aiokafka.structs import ConsumerRecord
 
+from consumers.connected import connected
 from producers import events
 from producers.publisher import KafkaSettings
-from producers.security import unreachable
 from tiers.errors import InvalidRecord
 
 WINDOW = 200  # messages read together; one announces up to 1,000 records
@@ -46,13 +45,13 @@ class History:
     steps: list[Step] = field(default_factory=list)
     begin: int = 0
     looked_from: int = 0
-    end: int = 0
+    end: int = -1  # not even asked where it ends
     took_ms: float = 0.0
 
     @property
     def complete(self) -> bool:
         """Whether all that the topic still holds was looked at."""
-        return self.looked_from <= self.begin
+        return self.end >= 0 and self.looked_from <= self.begin
 
 
 async def history(
@@ -64,36 +63,29 @@ async def history(
     """
     began = time.perf_counter()
     found = History(partition)
-    consumer = AIOKafkaConsumer(
-        **settings.client(),
-        enable_auto_commit=False,
-        auto_offset_reset="none",
-        group_id=None,
-        fetch_max_bytes=FETCH_BYTES,
-    )
     at = TopicPartition(events.Topics.under(settings.prefix).changes, partition)
     try:
-        async with asyncio.timeout(deadline_s):
-            await consumer.start()
-            consumer.assign([at])
-            found.begin, found.end = (
-                (await consumer.beginning_offsets([at]))[at],
-                (await consumer.end_offsets([at]))[at],
-            )
-            found.looked_from = found.end
-            while found.looked_from > max(found.begin, found.end - messages_max):
-                start = max(found.begin, found.looked_from - WINDOW)
-                records = await _window(consumer, at, start, found.looked_from)
-                found.steps = [step for record in records for step in _steps(record, identifier)] + found.steps
-                found.looked_from = start
+        async with asyncio.timeout(deadline_s), connected(settings, fetch_max_bytes=FETCH_BYTES) as consumer:
+            await _look(consumer, at, identifier, found, messages_max)
     except TimeoutError:
         pass  # the answer says how far it looked
-    except KafkaConnectionError as error:
-        raise await unreachable(settings.bootstrap, settings.security) from error
-    finally:
-        await consumer.stop()
     found.took_ms = (time.perf_counter() - began) * 1000
     return found
+
+
+async def _look(
+    consumer: AIOKafkaConsumer, at: TopicPartition, identifier: str, found: History, messages_max: int
+) -> None:
+    """Look backwards, window by window; whenever this is given up, `found` says how far it came."""
+    consumer.assign([at])
+    found.begin, end = (await consumer.beginning_offsets([at]))[at], (await consumer.end_offsets([at]))[at]
+    found.looked_from = found.end = end
+    last = max(found.begin, end - messages_max)
+    while found.looked_from > last:
+        start = max(last, found.looked_from - WINDOW)
+        records = await _window(consumer, at, start, found.looked_from)
+        found.steps = [step for record in records for step in _steps(record, identifier)] + found.steps
+        found.looked_from = start
 
 
 async def _window(consumer: AIOKafkaConsumer, at: TopicPartition, start: int, end: int) -> list[ConsumerRecord]:

@@ -8,12 +8,11 @@ from typing import NamedTuple
 
 import structlog
 from aiokafka import AIOKafkaConsumer, TopicPartition
-from aiokafka.errors import KafkaConnectionError
 
+from consumers.connected import connected
 from producers import events
 from producers.events import Change
 from producers.publisher import KafkaSettings
-from producers.security import unreachable
 from tiers.errors import InvalidRecord
 
 log = structlog.get_logger()
@@ -53,9 +52,7 @@ async def subscribe_changes(
     A home move announced twice (delivery is at least once) is yielded once. ServiceMissing, InvalidRecord.
     """
     settings = settings if settings is not None else KafkaSettings.from_environment()
-    consumer = AIOKafkaConsumer(**settings.client(), enable_auto_commit=False, auto_offset_reset="none", group_id=None)
-    try:
-        await consumer.start()
+    async with connected(settings) as consumer:
         topic = events.Topics.under(settings.prefix).changes
         positions = await _seek(consumer, topic, settings.partitions, start)
         seen: OrderedDict[tuple[str, str, str | None], None] = OrderedDict()
@@ -73,10 +70,6 @@ async def subscribe_changes(
                         continue
                     if change is not None:
                         yield Announced(change, tp.partition, message.offset, encode_cursor(positions))
-    except KafkaConnectionError as error:
-        raise await unreachable(settings.bootstrap, settings.security) from error
-    finally:
-        await consumer.stop()
 
 
 async def _seek(consumer: AIOKafkaConsumer, topic: str, partitions: int, start: str) -> dict[int, int]:

@@ -30,7 +30,7 @@ from tiers.hot import HotSettings
 from tiers.policy import PolicySettings
 from tiers.record import ATTRIBUTE_TYPES
 from tiers.score import METRICS
-from tiers.warm import WarmSettings
+from tiers.warm_settings import WarmSettings
 
 ENVIRONMENT = "ISOTHERM_"
 CONFIG = "ISOTHERM_CONFIG"

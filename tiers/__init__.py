@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from tiers.tier import TierName as TierName
     from tiers.tier import Usage as Usage
     from tiers.warm import WarmMemory as WarmMemory
-    from tiers.warm import WarmSettings as WarmSettings
+    from tiers.warm_settings import WarmSettings as WarmSettings
 
 _HOMES = {
     "ColdMemory": "tiers.cold",
@@ -47,7 +47,7 @@ _HOMES = {
     "TierName": "tiers.tier",
     "Usage": "tiers.tier",
     "WarmMemory": "tiers.warm",
-    "WarmSettings": "tiers.warm",
+    "WarmSettings": "tiers.warm_settings",
 }
 
 __all__ = [

@@ -14,85 +14,25 @@ Back of the envelope, 256 floats and 190 bytes of payload (1.3 KB packed): 1.4-1
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
-from typing import Any, cast
-from urllib.parse import urlsplit
+from typing import cast
 
-import msgspec
 import numpy as np
 import pyarrow as pa
 from redis.asyncio import Redis
 
-from tiers import codec, record, secret, valkey
+from tiers import codec, record, valkey
 from tiers.alone import find, open_alone, settle
 from tiers.errors import Fenced, OutcomeUnknown, SettingsError, TierCorrupt, TierFull, TierUnavailable
 from tiers.index import Index
 from tiers.record import Int64s, Row
 from tiers.tier import NO_SLOT, Location, Query, Receipt, Result, TierName, Usage
-from tiers.warm_keys import PREFIX, Keys
-from tiers.warm_scripts import EVICT, RAISE, ROWS_MAX, SCRIPTS, STORE, STORE_ON
+from tiers.warm_keys import Keys
+from tiers.warm_scripts import EVICT, RAISE, SCRIPTS, STORE, STORE_ON
+from tiers.warm_settings import WarmSettings
 
 CALL_BYTES = 8 * 1024 * 1024  # aimed at, for rows with large payloads
 PAGE_ROWS = 1_000  # asked for at once by MGET and SCAN, dropped at once by UNLINK
-SCHEMES = ("redis", "rediss", "unix")
 ROOM_PER_BYTE, ROOM_PER_ROW = 1.25, 192  # the allocator's rounding; key, entry and object headers
-
-
-class WarmSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """`buckets` a partition are what a cluster could spread; `bytes_limit` 0 = the server's maxmemory.
-
-    `username` and a password are those of an ACL user; the files (PEM) count with a rediss:// URL.
-    """
-
-    url: str = "redis://127.0.0.1:6379/0"
-    username: str = ""
-    password: str = ""
-    password_file: str = ""
-    ca_file: str = ""
-    cert_file: str = ""
-    key_file: str = ""
-    prefix: str = "isotherm"
-    buckets: int = 4
-    rows_per_call: int = 250
-    bytes_limit: int = 0
-    timeout_ms: int = 5_000
-    connections: int = 16
-
-    def __post_init__(self) -> None:
-        """Raise SettingsError for what cannot work."""
-        if not PREFIX.fullmatch(self.prefix):
-            raise SettingsError(f"warm.prefix: {self.prefix!r} is not 1-64 of letters, digits, '.', '_' and '-'")
-        if not 1 <= self.rows_per_call <= ROWS_MAX:
-            raise SettingsError(f"warm.rows_per_call: {self.rows_per_call} is not within 1 and {ROWS_MAX}")
-        if min(self.buckets, self.timeout_ms, self.connections) < 1 or self.bytes_limit < 0:
-            raise SettingsError("warm: buckets, timeout_ms and connections are at least 1, bytes_limit at least 0")
-        try:
-            url = urlsplit(self.url)
-            known, named = url.scheme in SCHEMES and url.port != 0, url.username or url.password
-        except ValueError:  # its text repeats the URL, and a URL may hold a password
-            known = False
-        if not known:
-            raise SettingsError(f"warm.url: not a URL such as redis://host:6379/0 ({', '.join(SCHEMES)})") from None
-        if named and (self.username or self.password or self.password_file):
-            raise SettingsError("warm.url: it names a user, and so do warm.username or warm.password; set one of them")
-        if self.username and not (self.password or self.password_file):
-            raise SettingsError("warm.username: set warm.password (ISOTHERM_WARM__PASSWORD) or warm.password_file too")
-        files = [name for name in ("ca_file", "cert_file", "key_file") if getattr(self, name)]
-        if files and url.scheme != "rediss":
-            raise SettingsError(f"warm.{files[0]}: warm.url is not encrypted; write rediss://")
-
-    def __repr__(self) -> str:
-        return f"WarmSettings({self.prefix!r}, username={self.username!r}, password={secret.masked(self.password)!r})"
-
-    def security(self) -> dict[str, Any]:
-        """Return redis-py's arguments for who we are and whom we trust; SettingsError for a file that does not do."""
-        given: dict[str, Any] = {}
-        if found := secret.password(self.password, self.password_file, "warm"):
-            given |= {"username": self.username or None, "password": found}
-        if self.url.startswith("rediss://"):
-            secret.context(self.ca_file, self.cert_file, self.key_file, "warm")  # redis-py makes its own, and waits
-            given |= {"ssl_cert_reqs": "required", "ssl_check_hostname": True, "ssl_ca_certs": self.ca_file or None}
-            given |= {"ssl_certfile": self.cert_file or None, "ssl_keyfile": self.key_file or None}
-        return given
 
 
 class WarmMemory:

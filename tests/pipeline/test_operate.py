@@ -132,9 +132,8 @@ async def test_a_look_at_the_topic_is_bounded_and_says_how_far_it_went(node: Liv
 
     assert [("warm", "age")] == [(step.target, step.reason) for step in whole.steps]
     assert whole.complete
-    assert (whole.end, whole.begin) == (whole.end, whole.looked_from)
-    assert bounded.end - bounded.looked_from < whole.end - whole.begin or bounded.complete
-    assert not late.steps
+    assert (1, False, []) == (bounded.end - bounded.looked_from, bounded.complete, bounded.steps)
+    assert ([], False) == (late.steps, late.complete)
 
 
 # -- hints -----------------------------------------------------------------------------------------------------------
@@ -228,25 +227,26 @@ async def test_clear_refuses_what_is_no_tier_and_a_log_not_replayed(node: Live) 
 @pytest.mark.parametrize("word", WORDS)
 async def test_clearing_under_load_takes_the_tier_and_nothing_else(settings: Settings, word: str) -> None:
     """While records, updates and deletes stream in, what lay in the tier goes for good and all else stays."""
+    begun: set[str] = set()
     sent: set[str] = set()
-    after: set[str] = set()
+    during: set[str] = set()
     async for node in live(settings):
         for at, tier in enumerate(WORDS):
             await node.place(tier, *range(at * 20, at * 20 + 20))
         mine = {f"id-{n}" for n in range(WORDS.index(word) * 20, WORDS.index(word) * 20 + 20)}
         others = {f"id-{n}" for n in range(80)} - mine
         stop = asyncio.Event()
-        streaming = asyncio.create_task(_stream(node, sent, stop))
+        streaming = asyncio.create_task(_stream(node, begun, sent, stop))
         await until(lambda: len(sent) > 60)
         cleared = (await node.http.post(f"/v1/tiers/{word}:clear")).json()["cleared"]
-        after |= sent
-        await until(lambda: len(sent - after) > 60)  # noqa: B023 - it is waited for here
+        during |= begun  # sent before the answer: hot's clearing may have taken them, or not
+        await until(lambda: len(sent - during) > 60)  # noqa: B023 - it is waited for here
         stop.set()
         token = await streaming
         await node.memory.retrieve(Query(ids=[], at_least=token))
 
         held = set(await _listed(node))
-        fresh = sent - after
+        fresh = sent - during
 
         assert cleared >= 20
         assert set() == held & mine
@@ -260,13 +260,14 @@ async def test_clearing_under_load_takes_the_tier_and_nothing_else(settings: Set
         assert {b'{"n":-1}'} == set((await _listed(node, "kept")).values())
 
 
-async def _stream(node: Live, sent: set[str], stop: asyncio.Event) -> str:
+async def _stream(node: Live, begun: set[str], sent: set[str], stop: asyncio.Event) -> str:
     """Publish new records, and update and delete others, until told; what is in `sent` was acknowledged."""
     number, token = 1_000, ""
     row = rows(1)[0]
     while not stop.is_set():
         batch = [type(row)(f"new-{number + at}", 0, row.event_time, None, row.vector, b'{"n":1}') for at in range(5)]
         batch.append(type(row)(f"gone-{number}", 0, row.event_time, None, row.vector, b'{"n":1}'))
+        begun |= {one.id for one in batch}
         await node.memory.store(batch)
         await node.memory.delete(f"gone-{number}")
         token = await node.memory.store([type(row)("kept", 0, row.event_time, None, row.vector, b'{"n":-1}')])
@@ -333,23 +334,27 @@ async def _clear(address: str, word: str, process: NodeProcess, delay_ms: int | 
 
 
 async def _fill(address: str, producer: MemoryProducer, name: str) -> None:
-    """Publish 24 records in two versions, and wait until they are searchable."""
+    """Publish 12 records in two versions, and wait until they are searchable."""
     vector, token = np.ones(DIM, np.float32), ""
     for version in (1, 2):
-        sent = [await producer.enqueue(f"{name}/{n}", vector, {"v": version}) for n in range(24)]
+        sent = [await producer.enqueue(f"{name}/{n}", vector, {"v": version}) for n in range(12)]
         token = producer.token(list(await asyncio.gather(*sent)))
     async with httpx.AsyncClient(base_url=address, timeout=60) as http:
         await http.get("/v1/memories/x", params={"at_least": token})
 
 
 async def _demote(address: str, word: str) -> None:
-    """Hint the records named after a tier down until all are there."""
+    """Hint the records named after a tier down until all are there, once from each tier on their way."""
+    hinted: set[tuple[str, str]] = set()
 
     async def there() -> bool:
-        waiting = [i for i, home in (await _homes(address)).items() if i.startswith(f"{word}/") and home != word]
+        waiting = {
+            (i, home) for i, home in (await _homes(address)).items() if i.startswith(f"{word}/") and home != word
+        }
         async with httpx.AsyncClient(base_url=address, timeout=60) as http:
-            for identifier in waiting:
-                await http.post(f"/v1/memories/{identifier}:demote")
+            for identifier, _ in waiting - hinted:
+                assert 202 == (await http.post(f"/v1/memories/{identifier}:demote")).status_code
+        hinted.update(waiting)
         return not waiting
 
     await until(there, 60)

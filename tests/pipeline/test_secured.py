@@ -31,7 +31,8 @@ from tests.nodes import rows, small, until
 from tests.secured import PASSWORD, PREFIX, Paper
 from tests.valkey_server import Proxy, ValkeyServer
 from tiers.errors import Fenced, ServiceMissing, SettingsError
-from tiers.warm import WarmMemory, WarmSettings
+from tiers.warm import WarmMemory
+from tiers.warm_settings import WarmSettings
 
 SOON_S = 15  # a server that refuses us is named within this time
 

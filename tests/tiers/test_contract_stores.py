@@ -6,7 +6,8 @@ import pytest
 
 from tests.tiers.contract import PARTITIONS, TierContract
 from tiers.cold import ColdMemory, ColdSettings
-from tiers.warm import WarmMemory, WarmSettings
+from tiers.warm import WarmMemory
+from tiers.warm_settings import WarmSettings
 
 
 class TestWarm(TierContract):

@@ -16,7 +16,8 @@ from tiers.errors import Fenced, SettingsError, TierCorrupt
 from tiers.index import Index
 from tiers.record import Row
 from tiers.tier import Query, TierName
-from tiers.warm import WarmMemory, WarmSettings
+from tiers.warm import WarmMemory
+from tiers.warm_settings import WarmSettings
 
 
 @pytest.fixture

@@ -14,8 +14,9 @@ import redis
 from tests.tiers.warm_rows import PARTITIONS, SHAPE, at, batch, opened, row, rows, versions
 from tests.valkey_server import Proxy, ValkeyServer
 from tiers.errors import OutcomeUnknown, ServiceMissing, SettingsError, TierFull, TierUnavailable
-from tiers.warm import WarmMemory, WarmSettings
+from tiers.warm import WarmMemory
 from tiers.warm_scripts import STORE, STORE_ON
+from tiers.warm_settings import WarmSettings
 
 
 @pytest.fixture

@@ -12,7 +12,8 @@ from tiers import record
 from tiers.index import Index
 from tiers.record import Row
 from tiers.tier import Location
-from tiers.warm import WarmMemory, WarmSettings
+from tiers.warm import WarmMemory
+from tiers.warm_settings import WarmSettings
 
 DIM, PARTITIONS = 8, 4
 SHAPE = record.schema(DIM, {"user": "string", "score": "float", "seen": "timestamp"})
