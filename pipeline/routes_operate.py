@@ -12,7 +12,6 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import msgspec
-import pyarrow as pa
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -23,7 +22,6 @@ from pipeline.app import now_ms
 from pipeline.manager import MemoryManager
 from pipeline.problems import problem
 from pipeline.why import Facts, time_text
-from producers import events
 from tiers import record
 from tiers.tier import TierName
 
@@ -77,10 +75,8 @@ class Operator:
         what = await self._hinted(request)
         if isinstance(what, Response):
             return what
-        row = {"id": what.id, "tier": int(what.tier), "count": PROMOTE_READS, "last": now_ms()}
-        batch = pa.RecordBatch.from_pylist([row], schema=events.ACCESS)
         topic = self._manager.node.topics.access
-        await self._manager.node.publisher.send(topic, events.encode_arrow(batch), partition=what.partition)
+        await self._manager.node.access.hint(what.id, PROMOTE_READS)
         hint = (
             f"counted as {PROMOTE_READS} reads on {topic}: the policy gives it a copy in hot if there is room for one"
         )
@@ -89,18 +85,19 @@ class Operator:
         return self._hint(what, hint)
 
     async def demote(self, request: Request) -> Response:
-        """POST /v1/memories/{id}:demote: a hint on the age topic; 202, or 409 in glacier."""
+        """POST /v1/memories/{id}:demote: a hint on the age topic; 202, or 409 in glacier.
+
+        A record with a copy in hot loses the copy; another goes down.
+        """
         what = await self._hinted(request)
         if isinstance(what, Response):
             return what
-        if what.tier is TierName.GLACIER:
+        if what.tier is TierName.GLACIER and not what.copy:
             return problem(409, "lowest-tier", f"{what.id!r} is in glacier: there is no tier below")
-        row = {name: getattr(what, name) for name in ("id", "version", "age_ms", "idle_ms", "heat")}
-        row |= {"tier": int(what.tier), "reason": "operator"}
-        batch = pa.RecordBatch.from_pylist([row], schema=events.AGE)
         topic = self._manager.node.topics.age
-        await self._manager.node.publisher.send(topic, events.encode_arrow(batch), partition=what.partition)
-        return self._hint(what, f"named on {topic}: it goes down when its lane has time, where the policy has room")
+        await self._manager.node.age.hint(what.id)
+        goes = "its copy in hot goes" if what.copy else "it goes down when its lane has time, where the policy has room"
+        return self._hint(what, f"named on {topic}: {goes}")
 
     async def _hinted(self, request: Request) -> Facts | Response:
         """Return what is known of the record that a hint is about, or the refusal."""

@@ -3,6 +3,7 @@
 | topic         | value                                        | key  |
 |---------------|----------------------------------------------|------|
 | memories      | JSON (`Event`) or msgpack (`PackedEvent`), one record; null deletes | id |
+|               | (a null with the header IF_VERSION deletes that version or nothing) |    |
 | memories      | Arrow stream, many rows of one partition (`columns`)                | any |
 | access        | Arrow stream of ACCESS, advice               | null |
 | age           | Arrow stream of AGE, advice                  | null |
@@ -123,7 +124,7 @@ def event_headers(source: str, identifier: str, kind: str = JSON_TYPE) -> list[t
 
 
 def condition_headers(source: str, identifier: str, version: int) -> list[tuple[str, bytes]]:
-    """Return the headers of a delete of an id that applies only while `version` is its newest."""
+    """Return the headers of a delete that counts only while `version` is the newest of its id."""
     text = record.version_text(version)
     return [*event_headers(source, f"{identifier}@{text}"), (IF_VERSION, text.encode())]
 

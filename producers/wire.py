@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from producers import columns, ipc, judge
 from producers.decoder import EVENT_BYTES_MAX, NOT_FINITE, ZERO, EventDecoder, check_timestamp, kind_of, squares
-from producers.events import ARROW_TYPE, JSON_TYPE, Message
+from producers.events import ARROW_TYPE, JSON_TYPE, Message, condition
 from producers.letters import Letter
 from tiers import record
 from tiers.errors import InvalidRecord
@@ -62,6 +62,7 @@ def decode(
             kind = JSON_TYPE
             try:
                 kind = JSON_TYPE if message.value is None else kind_of(message.headers)
+                condition(message)  # ingest asks whether it is met; one that cannot be read is refused here
                 if kind == ARROW_TYPE:
                     _flush(single, batches, letters, shape, place)
                     batches.append(_arrow(decoder, shape, place, message, rows_max, letters))

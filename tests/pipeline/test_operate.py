@@ -298,6 +298,7 @@ async def test_a_node_killed_while_it_clears_brings_nothing_back(stack: Stack, p
         "policy.warm_idle_s": 3_600,
         "policy.cold_idle_s": 3_600,
         "age.glacier_flush_s": 0.2,
+        "access.flush_ms": 3_600_000,  # reading must not put copies of the records into hot
     }
     process = NodeProcess(tmp_path, stack, given)
     settings = KafkaSettings(bootstrap=stack.kafka, prefix=prefix, partitions=PARTITIONS)

@@ -477,7 +477,7 @@ async def test_a_reservation_under_way_loses_its_slab_to_dirty_rows(lent):
     await ingest(lent, 0, *numbered(100, 8 * SLAB, "dirty"))
 
     assert 0 == lent.copies.publish(reserved, 0, "test")
-    found = await lent.scan(lent.snapshot(), QUERY, 8 * SLAB)
+    found = await lent.scan(lent.snapshot(), QUERY, 9 * SLAB)
     assert len(found) == 8 * SLAB
     assert {name.split("-")[0] for _, name in found} == {"dirty"}
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from tests.tiers.rows import row
-from tests.tiers.shelves import Shelf, World
+from tests.tiers.shelves import World
 from tiers import read
 from tiers.errors import TierUnavailable
 from tiers.tier import Query, TierName
@@ -92,30 +92,55 @@ async def test_a_row_that_never_stands_still_is_an_error_not_an_absence():
 # -- expiry and copies -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("now_ms", "expected"), [(999, ["soon"]), (1_000, [])])
+@pytest.mark.parametrize(("now_ms", "expected"), [(999, {"soon", "hot"}), (1_000, set())])
 async def test_what_has_expired_is_absent_from_that_moment(now_ms, expected):
-    """By id, by search, and from the counts of what was scanned and of what there is."""
+    """By id, by search, by filter, in a listing, and from the counts of what was scanned and of what there is."""
     world, soon = World(), replace(row("soon", 1), expires_at=1_000)
-    world.put(soon, TierName.COLD)
-    by_id = await world.retrieve(now_ms, ids=["soon"])
-    found = await world.retrieve(now_ms, vector=soon.vector)
+    await world.place(soon, TierName.COLD)
+    await world.place(replace(row("hot", 2), expires_at=1_000), TierName.HOT)
+    tiers = {TierName.HOT: world.hot, **world.shelves}
+    await world.retrieve(vector=soon.vector)  # a view of before is kept, and must not be shown
+    questions = [
+        Query(ids=["soon", "hot"]),
+        Query(vector=soon.vector),
+        Query(vector=soon.vector, filter="id <> ''"),
+        Query(),
+    ]
+    answers = [await read.retrieve(world.index, tiers, query, now_ms=now_ms) for query in questions]
 
-    assert [expected, expected] == [[hit.row.id for hit in result.hits] for result in (by_id, found)]
-    assert (len(expected), len(expected), True) == (found.scanned, found.of, found.complete)
+    assert [expected] * 4 == [{hit.row.id for hit in answer.hits} for answer in answers]
+    assert [(len(expected), True)] * 3 == [(answer.of, answer.complete) for answer in answers[1:]]
 
 
 async def test_a_copy_answers_when_its_home_does_not():
     """With a copy in hot the record is there though the tier of its home is down, and the answer is complete."""
-    world, one = World(), row("a", 1)
-    world.put(one, TierName.WARM)
-    hot = Shelf(TierName.HOT)
-    hot.rows["a", 1] = one
-    world.index.place_copy("a", 1, 0)
+    world, one = World(), row("a", 1, attributes={"user": "u"})
+    await world.place(one, TierName.WARM)
+    world.hot.copies.publish(await world.hot.copies.reserve([one]), 0, "test")
+    for asked in ({"ids": ["a"]}, {"vector": one.vector}, {"vector": one.vector, "filter": "user = 'u'"}, {}):
 
-    def fail() -> None:
-        raise TierUnavailable("down")
+        def fail() -> None:
+            raise TierUnavailable("down")
 
-    world.shelves[TierName.WARM].before_answer = fail
-    result = await read.retrieve(world.index, {TierName.HOT: hot, **world.shelves}, Query(ids=["a"]))
+        world.shelves[TierName.WARM].before_answer = fail
+        result = await world.retrieve(**asked)
 
-    assert ([(one, TierName.HOT)], True) == ([(hit.row, hit.tier) for hit in result.hits], result.complete)
+        assert ([("a", TierName.HOT)], True) == ([(hit.row.id, hit.tier) for hit in result.hits], result.complete)
+
+
+async def test_a_filter_and_a_search_of_some_tiers_see_copies():
+    """Asked of hot alone, or of the home alone, a filtered search finds the record there; a view kept is not stale."""
+    world, one = World(), row("a", 1, attributes={"user": "u"})
+    await world.place(one, TierName.COLD)
+    asked = {"vector": one.vector, "filter": "user = 'u'"}
+    for copied in (False, True, False):
+        if copied:
+            world.hot.copies.publish(await world.hot.copies.reserve([one]), 0, "test")
+        else:
+            world.hot.copies.evict(["a"], "test")
+        for tier in TierName:
+            found = (await world.retrieve(**asked, tiers=frozenset({tier}))).hits
+            expected = tier is TierName.COLD or (tier is TierName.HOT and copied)
+            assert [("a", tier)] * expected == [(hit.row.id, hit.tier) for hit in found]
+        (hit,) = (await world.retrieve(**asked)).hits
+        assert (TierName.HOT if copied else TierName.COLD) is hit.tier
