@@ -211,7 +211,11 @@ class Files:
             path = path_of(partition, self._owned[partition], self._number)
             written.append(DataFile(partition, self._number, path, 0, 0, int(self._clock() * 1000)))
             self._number += 1
-            rows = parquet.write(storage, path, self.layout.file, self._style, groups)
+            try:
+                rows = parquet.write(storage, path, self.layout.file, self._style, groups)
+            except FileExistsError:
+                written.pop()  # not ours to remove
+                raise
             storage.sync([path])
             written[-1] = parquet.prove(storage, replace(written[-1], rows=rows), self.layout.file)
         return written[start:]

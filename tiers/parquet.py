@@ -34,6 +34,7 @@ BLOOM_FPP = 0.01
 ROW_BITS = 24  # a slot is file number << ROW_BITS | row in file
 FILE_ROWS_MAX = 1 << ROW_BITS
 TIME_MS_MAX = 253_402_300_800_000  # the year 10000: ISO 8601 in the log's statistics ends there
+SCAN_BYTES = 1 << 26  # that one step of a scan holds
 FOOTERS = 64  # kept, of the files read last: some 100 KB each for the largest
 
 Key = tuple[int, int]  # partition, file number
@@ -159,10 +160,15 @@ class Reader:
         self._footers: OrderedDict[str, tuple[pq.FileMetaData, Int64s]] = OrderedDict()
 
     def scan(self, file: DataFile, start: int, rows_max: int, columns: list[str] | None = None) -> pa.RecordBatch:
-        """Return whole row groups from row `start` (the first of one) on: as many as stay within `rows_max`, or one."""
+        """Return whole row groups from row `start` (the first of one) on: what stays within the bounds, or one.
+
+        The bounds are `rows_max`, and SCAN_BYTES in memory.
+        """
         with self._opened(file) as (parquet, starts):
             first = int(np.searchsorted(starts, start))
-            last = max(first + 1, int(np.searchsorted(starts, start + rows_max, "right")) - 1)
+            last = int(np.searchsorted(starts, start + rows_max, "right")) - 1
+            sizes = [parquet.metadata.row_group(group).total_byte_size for group in range(first, last)]
+            last = first + max(1, int(np.searchsorted(np.cumsum(sizes), SCAN_BYTES, "right")))
             return _single(_groups(parquet, file, range(first, last), columns))
 
     def fetch(self, file: DataFile, wanted: Sequence[tuple[int, Location]]) -> list[Row | None]:

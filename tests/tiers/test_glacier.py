@@ -10,9 +10,9 @@ import pytest
 
 from tests.tiers.contract import TierContract, by_id, everything
 from tests.tiers.rows import NOW_MS, SHAPE, batch, row, same
-from tiers import record
+from tiers import parquet, record
 from tiers.deltalog import CHECKPOINT_COMMITS, ENTRIES_KEPT
-from tiers.errors import SettingsError, TierCorrupt, TierFull
+from tiers.errors import SettingsError, TierCorrupt, TierFull, TierUnavailable
 from tiers.glacier import GlacierMemory
 from tiers.glacier_settings import BATCH_ROWS_MAX, GlacierSettings
 from tiers.index import Index
@@ -378,6 +378,32 @@ async def test_a_listing_is_bounded(opened):
     sizes = [found.num_rows async for found in tier.retrieve_all()]
 
     assert (12_000, True) == (sum(sizes), max(sizes) <= BATCH_ROWS_MAX)
+
+
+async def test_a_listing_of_large_payloads_is_bounded(opened, monkeypatch):
+    """A batch of the listing ends at the row group that would exceed its bytes, and all rows come."""
+    monkeypatch.setattr(parquet, "SCAN_BYTES", 50_000)
+    tier = await opened(row_group_rows=8, file_rows_max=2_000, compression="none")
+    rows = [Row(f"id-{n}", 1, NOW_MS, None, rows_vector(), bytes(1_000)) for n in range(300)]
+    await tier.store(batch(*rows))
+    found = [batch_ async for batch_ in tier.retrieve_all()]
+
+    assert [one.id for one in rows] == [i for batch_ in found for i in batch_["id"].to_pylist()]
+    assert 1 < len(found)
+    assert max(batch_.nbytes for batch_ in found) < 60_000
+
+
+async def test_a_file_that_is_already_there_is_neither_used_nor_removed(opened, tmp_path):
+    """A number that another file has, against all rules, fails the store; what is there stays as it is."""
+    tier = await opened()
+    await tier.store(batch(*numbered(0, 3)))
+    there = tmp_path / "archive" / "partition=0" / f"e1-{tier._files._number}.parquet"
+    there.write_bytes(b"another's")
+    with pytest.raises(TierUnavailable, match="did not write"):
+        await tier.store(batch(*numbered(0, 3, version=2)))
+
+    assert b"another's" == there.read_bytes()
+    assert [2] * 3 == (await tier.store(batch(*numbered(0, 3, version=2)))).held.tolist()
 
 
 async def test_a_damaged_group_is_never_served(opened, tmp_path):
