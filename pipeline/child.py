@@ -19,11 +19,13 @@ STOP_S = 15.0
 LOG_TAIL = 1_500  # characters of a server's log shown when it fails
 
 
-#: Asks the kernel to end this process with its parent (Linux; elsewhere the stop does it), and becomes the command. It
-#: is a program of its own, and not a `preexec_fn`, because code that runs between fork and exec of a process with
-#: threads may crash: loading a library there did, now and then.
+#: Takes a process group of its own, so that a Ctrl-C at the terminal reaches us only and the servers stop in order; asks
+#: the kernel to end it with its parent (Linux; elsewhere the stop does it); and becomes the command. It is a program of
+#: its own, and not a `preexec_fn`, because code that runs between fork and exec of a process with threads may crash:
+#: loading a library there did, now and then.
 BECOME = """
 import ctypes, os, signal, sys
+os.setpgrp()
 if hasattr(ctypes.CDLL(None), "prctl"):
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 if os.getppid() == int(sys.argv[1]):  # else the parent has gone before it could be asked for
@@ -34,14 +36,11 @@ if os.getppid() == int(sys.argv[1]):  # else the parent has gone before it could
 async def launch(command: Sequence[str], *, stdout: int | IO[bytes], stderr: int | IO[bytes]) -> Process:
     """Start a process that dies with this one; cancelled half way, no process stays.
 
-    The parent that counts is the *thread* that starts it: run the stack on a loop whose thread outlives it. A process
-    group of its own keeps a Ctrl-C at the terminal from it: we stop the servers in order.
+    The parent that counts is the *thread* that starts it: run the stack on a loop whose thread outlives it.
     """
     become = [sys.executable, "-I", "-S", "-c", BECOME, str(os.getpid()), *command]
     starting = asyncio.create_task(
-        asyncio.create_subprocess_exec(
-            *become, stdin=asyncio.subprocess.DEVNULL, stdout=stdout, stderr=stderr, process_group=0
-        ),
+        asyncio.create_subprocess_exec(*become, stdin=asyncio.subprocess.DEVNULL, stdout=stdout, stderr=stderr),
         name=f"launch-{Path(command[0]).name}",
     )
     try:
