@@ -19,7 +19,7 @@ STOP_S = 15.0
 LOG_TAIL = 1_500  # characters of a server's log shown when it fails
 
 
-#: Takes a process group of its own, so that a Ctrl-C at the terminal reaches us only and the servers stop in order; asks
+#: Takes a process group of its own so that a Ctrl-C at the terminal reaches only us and the servers stop in order; asks
 #: the kernel to end it with its parent (Linux; elsewhere the stop does it); and becomes the command. It is a program of
 #: its own, and not a `preexec_fn`, because code that runs between fork and exec of a process with threads may crash:
 #: loading a library there did, now and then.
