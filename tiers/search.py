@@ -33,8 +33,20 @@ MARGIN = 32  # candidates fetched beyond k: some may be deleted or get a lower s
 
 ONES = np.ones(SEGMENT_ROWS, np.float32)
 NO_SLOTS = np.zeros(0, np.int64)
+NO_ROWS = np.zeros(0, np.intp)
+NO_VALUES = np.zeros(0, np.float32)
 
 Candidate = tuple[float, str]
+
+
+class Best(NamedTuple):
+    """The best rows of one array: `ids[row]` names them, values lack the query's own factor."""
+
+    ids: Sequence[str]
+    rows: npt.NDArray[np.intp]
+    values: Floats
+
+
 T = TypeVar("T")
 
 
@@ -84,17 +96,15 @@ async def _once(reading: Reading, vector: Floats) -> tuple[Result, int]:
             parts = await _narrow(reading, views)
         with trace.step("scan"):
             count = _count(reading, views)
-            (hot_done, candidates), (done, below) = await asyncio.gather(
+            (hot_done, hot_best), (done, below) = await asyncio.gather(
                 _scan_hot(reading, hot, snapshot, vector, count, parts), _scan_below(reading, vector, count, parts)
             )
     finally:
         if hot:
             hot.release(snapshot)  # given up before the scan began, nobody else does
-    candidates = candidates + below
-    candidates.sort(key=lambda pair: (-pair[0], pair[1]))
-    trace.count("candidates", len(candidates))
+    ids = merged([*hot_best, *below], None if reading.query.exact else count)
+    trace.count("candidates", len(ids))
     with trace.step("fetch"):
-        ids = list(dict.fromkeys(identifier for _, identifier in candidates))
         hits = await _fetch(reading, vector, ids, count)
     live = sum((view.live for view in views), np.zeros(len(TierName), np.int64))
     seen = _seen(done, parts, hot_done)
@@ -119,7 +129,7 @@ async def _narrow(reading: Reading, views: list[View]) -> list[Part]:
 
 async def _scan_hot(
     reading: Reading, hot: Scans | None, snapshot: object, vector: Floats, count: int, parts: list[Part]
-) -> tuple[bool, list[Candidate]]:
+) -> tuple[bool, list[Best]]:
     """Return whether hot was scanned, and its best."""
     if hot is None:
         return False, []
@@ -127,16 +137,16 @@ async def _scan_hot(
     only = None if reading.criteria is None else np.concatenate([NO_SLOTS, *(part.hot_slots for part in parts)])
     try:
         async with asyncio.timeout(reading.deadline.left_s):
-            return True, await hot.scan(snapshot, vector, count, only)
+            found = await hot.scan(snapshot, vector, count, only)
+        values = np.array([value for value, _ in found], np.float32)
+        return True, [Best([identifier for _, identifier in found], np.arange(len(found)), values)]
     except TimeoutError:
         return False, []
     finally:
         reading.took_ms[TierName.HOT] += (time.perf_counter() - began) * 1000
 
 
-async def _scan_below(
-    reading: Reading, vector: Floats, count: int, parts: list[Part]
-) -> tuple[list[Part], list[Candidate]]:
+async def _scan_below(reading: Reading, vector: Floats, count: int, parts: list[Part]) -> tuple[list[Part], list[Best]]:
     """Return the segments scanned, as many as the deadline lets, and the best of each outside hot.
 
     They are dealt out to as many threads as search; each scans its own, one thread of FAISS and NumPy apiece.
@@ -146,10 +156,10 @@ async def _scan_below(
     hands = [hand for at in range(threads) if (hand := parts[at::threads])]
     scans = (on_thread(reading, _scanned, hand, vector, count, reading.query.exact, reading.deadline) for hand in hands)
     done: list[Part] = []
-    found: list[Candidate] = []
+    found: list[Best] = []
     for hand, bests in zip(hands, await asyncio.gather(*scans), strict=True):
         done += hand[: len(bests)]
-        found += [candidate for best in bests for candidate in best]
+        found += [best for of_part in bests for best in of_part]
     for name in reading.tiers:
         if name != TierName.HOT:
             reading.took_ms[name] += (time.perf_counter() - began) * 1000
@@ -181,29 +191,34 @@ def _narrowed(views: Sequence[View], criteria: Criteria, deadline: Deadline) -> 
         yield Part(view, mask, view.hot_slots[mask[view.hot]])
 
 
-def _scanned(
-    parts: Sequence[Part], vector: Floats, k: int, exact: bool, deadline: Deadline
-) -> Iterator[list[Candidate]]:
+def _scanned(parts: Sequence[Part], vector: Floats, k: int, exact: bool, deadline: Deadline) -> Iterator[list[Best]]:
     """Yield the best of each segment outside hot; if `exact`, every row that has only a code."""
     for view, mask, _ in parts:
         if deadline.passed:
             return
         below = mask & view.below
-        found: list[Candidate] = []
+        found: list[Best] = []
         for chunk in view.rest if below.any() else ():
             at, values = score.nearest(chunk.vectors, ONES[: len(chunk.rows)], below[chunk.rows], vector, k)
-            found += _named(view, chunk.rows[at], values)
+            found.append(Best(view.ids, chunk.rows[at], values))
             below[chunk.rows] = False
         if exact:
             rows = np.flatnonzero(below)
-            found += _named(view, rows, np.full(len(rows), np.inf, np.float32))
+            found.append(Best(view.ids, rows, np.full(len(rows), np.inf, np.float32)))
         elif view.packed is not None and below.any():
-            found += _named(view, *view.packed.best(below, vector, k))
+            found.append(Best(view.ids, *view.packed.best(below, vector, k)))
         yield found
 
 
-def _named(view: View, rows: npt.NDArray[np.intp], values: Floats) -> list[Candidate]:
-    return [(value, view.ids[row]) for value, row in zip(values.tolist(), rows.tolist(), strict=True)]
+def merged(bests: Sequence[Best], count: int | None) -> list[str]:
+    """Return the ids of the `count` best of all (None: of all), best first, ties by id, each once. Pure."""
+    values = np.concatenate([NO_VALUES, *(best.values for best in bests)])
+    chosen = score.top(values, np.ones(len(values), bool), count) if count is not None else np.arange(len(values))
+    of = np.repeat(np.arange(len(bests)), [len(best.rows) for best in bests])
+    rows = np.concatenate([NO_ROWS, *(best.rows for best in bests)])
+    places = zip(values[chosen].tolist(), of[chosen].tolist(), rows[chosen].tolist(), strict=True)
+    named = sorted((-value, bests[at].ids[row]) for value, at, row in places)
+    return list(dict.fromkeys(identifier for _, identifier in named))
 
 
 def _seen(done: Sequence[Part], narrowed: Sequence[Part], hot_done: bool) -> Int64s:

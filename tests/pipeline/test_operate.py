@@ -358,7 +358,7 @@ async def _demote(address: str, word: str) -> None:
         hinted.update(waiting)
         return not waiting
 
-    await until(there, 60)
+    await until(there, 120)
 
 
 async def _homes(address: str) -> dict[str, str]:
