@@ -12,6 +12,7 @@ import google_crc32c
 import structlog
 
 from producers.ticks import ticks
+from tiers import packing
 from tiers.codes import Codebook, possible
 from tiers.index import Index
 from tiers.worker import SerialExecutor
@@ -58,14 +59,14 @@ class Coder:
             return False
         if self._index.codebook is None:
             return await self._train()
-        packing = self._index.packing(PACK_ROWS)
-        if packing is None:
+        waiting = packing.due(self._index.segments(), self._index.codebook, PACK_ROWS)
+        if waiting is None:
             return False
-        packing.install(await self._pool.run(packing.codes))
+        waiting.install(await self._pool.run(waiting.codes))
         return True
 
     async def _train(self) -> bool:
-        sample = self._index.sample(self._train_rows)
+        sample = packing.sample(self._index.segments(), self._train_rows)
         if sample is None:
             return False
         codebook = await self._pool.run(Codebook.train, sample)

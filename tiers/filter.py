@@ -8,8 +8,6 @@ where it is false nor where it is null.
 
 from __future__ import annotations
 
-import json
-import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -21,10 +19,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from tiers.errors import InvalidRecord
+from tiers.expression import DEPTH_MAX, refuse, tree
 
-TEXT_BYTES_MAX = 4_096
-DEPTH_MAX = 32
 VALUES_MAX = 1_000  # of one IN list
 
 Columns = Mapping[str, pa.ChunkedArray]
@@ -65,18 +61,11 @@ class Filter:
         return out
 
 
-def refuse(why: str) -> InvalidRecord:
-    """Return the error for a filter that cannot be used."""
-    return InvalidRecord("filter", f"filter: {why}")
-
-
 @lru_cache(maxsize=1_024)
 def parse(text: str, attributes: pa.StructType) -> Filter:
     """Return the vetted filter for records with these attributes; InvalidRecord("filter") says what is wrong where."""
-    if len(text.encode("utf-8", "replace")) > TEXT_BYTES_MAX:
-        raise refuse(f"at most {TEXT_BYTES_MAX} bytes")
     compiler = _Compiler(kinds(attributes))
-    node = compiler.predicate(_tree(text), 0)
+    node = compiler.predicate(tree(text), 0)
     return Filter(text, frozenset(compiler.used), node)
 
 
@@ -87,69 +76,6 @@ def kinds(attributes: pa.StructType) -> dict[str, pa.DataType]:
         "id": pa.string(),
         "event_time": pa.timestamp("ms", "UTC"),
     }
-
-
-# -- parsing -----------------------------------------------------------------------------------------------------------
-
-
-_local = threading.local()  # a DuckDB connection serves one thread at a time
-
-
-def _serialized(sql: str) -> dict[str, Any]:
-    """Return DuckDB's parse tree of a statement, parsed and never run."""
-    if not hasattr(_local, "parser"):
-        import duckdb  # noqa: PLC0415 - only who filters pays for it
-
-        _local.parser = duckdb.connect()
-    row = _local.parser.execute("SELECT json_serialize_sql(?)", [sql]).fetchone()
-    tree: dict[str, Any] = json.loads(row[0])
-    return tree
-
-
-@lru_cache(maxsize=1)
-def _frame() -> dict[str, Any]:
-    """Return what surrounds the expression in a statement that is nothing but an expression."""
-    return _without_places(_only(_serialized("SELECT 1")))
-
-
-def _only(tree: dict[str, Any]) -> dict[str, Any]:
-    if tree.get("error"):
-        why = str(tree.get("error_message", "not a SQL expression")).splitlines()[0]
-        if "expression depth" in why:
-            raise refuse(f"nested deeper than {DEPTH_MAX}")
-        raise refuse(f'{why} (a column whose name is a SQL word is written "name" in double quotes)')
-    if len(tree["statements"]) != 1 or tree["statements"][0].get("named_param_map"):
-        raise refuse("one expression, without parameters")
-    node: dict[str, Any] = tree["statements"][0]["node"]
-    return node
-
-
-def _without_places(node: dict[str, Any]) -> dict[str, Any]:
-    """Return a select node without its expressions, and without where in the text things stood."""
-    rest = {key: value for key, value in node.items() if key != "select_list"}
-    if isinstance(rest.get("from_table"), dict):
-        rest["from_table"] = {k: v for k, v in rest["from_table"].items() if not k.startswith("query_location")}
-    return rest
-
-
-def _tree(text: str) -> dict[str, Any]:
-    """Return the parse tree of the one expression in `text`; what is more than an expression is refused."""
-    if "\0" in text or not text.strip():
-        raise refuse("an expression, such as user = 'u1' AND score > 0.5")
-    try:
-        sql = f"SELECT {text}\n"  # the newline ends a comment
-        sql.encode()
-        node = _only(_serialized(sql))
-    except UnicodeEncodeError as error:
-        raise refuse("not UTF-8 text") from error
-    except RecursionError as error:
-        raise refuse(f"nested deeper than {DEPTH_MAX}") from error
-    if _without_places(node) != _frame() or len(node["select_list"]) != 1:
-        raise refuse("one boolean expression, and nothing of a statement around it")
-    tree: dict[str, Any] = node["select_list"][0]
-    if tree.get("alias"):
-        raise refuse("an expression has no alias")
-    return tree
 
 
 # -- vetting and compiling ---------------------------------------------------------------------------------------------

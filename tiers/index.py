@@ -8,46 +8,23 @@ id that is neither home nor copy, from before the request that may create it unt
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from tiers import record, score
-from tiers.codes import TRAIN_ROWS_MAX, Codebook, Packed
+from tiers import packing, record, score
+from tiers.codes import Codebook
 from tiers.facts import facts_of
 from tiers.policy import REASONS
 from tiers.queue import Queue
 from tiers.record import Floats, Int64s
-from tiers.rest import Chunk
 from tiers.segment import COLUMNS, NO_COPY, SEGMENT_ROWS, Entry, Segment, View
 from tiers.tier import NO_SLOT, Location, TierName
 
 COLUMNAR_IDS = 16  # from here on reading whole columns costs less than row by row
 REWRITE_BELOW = 0.25  # a full segment with fewer live rows than this is rewritten to the tail
-
-
-class Packing(NamedTuple):
-    """Vectors of one segment to be coded: `codes` runs on any thread, `install` on the loop."""
-
-    segment: Segment
-    packed: Packed
-    chunks: tuple[Chunk, ...]
-
-    def codes(self) -> Packed:
-        """Return the segment's codes with these."""
-        packed = self.packed
-        for chunk in self.chunks:
-            packed = packed.plus(chunk.rows, chunk.vectors)
-        return packed
-
-    def install(self, packed: Packed) -> None:
-        """Let searches read codes instead of vectors; a segment that lost its codes meanwhile stays without."""
-        if self.segment.rest.busy:
-            self.segment.packed = packed
-            self.segment.rest.given()
-            self.segment.changed()
 
 
 class Index:
@@ -171,7 +148,7 @@ class Index:
     @property
     def code_bytes(self) -> int:
         """Bytes of codes and of vectors that have none yet."""
-        return sum(segment.code_bytes for segment in self._segments.values())
+        return packing.code_bytes(self.segments())
 
     def segments(self) -> list[Segment]:
         """Return the segments in arrival order, for columnar readers on the loop (age, listing)."""
@@ -380,40 +357,8 @@ class Index:
     def _encode(self, numbers: Int64s, vectors: Floats, live: npt.NDArray[np.bool_]) -> None:
         numbers, vectors = numbers[live], vectors[live]
         self._keep(numbers, vectors * score.scales(vectors, self.metric)[:, None])
-        if self.bytes_limit and self.code_bytes > self.bytes_limit:
-            self._shed()
-
-    def _shed(self) -> None:
-        """Drop codes of the oldest glacier rows until within the limit; they stay reachable by id and filter."""
-        for segment in self._segments.values():
-            glacier = segment.home == TierName.GLACIER
-            if not (segment.coded & segment.alive & glacier).any():
-                continue
-            kept = [(rows[~glacier[rows]], vectors[~glacier[rows]]) for rows, vectors in segment.coded_vectors()]
-            segment.forget_codes()
-            for rows, vectors in kept:
-                segment.encode(rows, vectors)
-            if self.code_bytes <= self.bytes_limit:
-                return
-
-    # -- codes, made in the background -------------------------------------------------------------------------------
-
-    def sample(self, rows: int) -> Floats | None:
-        """Return up to so many scaled vectors to train a codebook with, None while fewer wait than that."""
-        chunks = [chunk for segment in self._segments.values() for chunk in segment.rest.chunks()]
-        if sum(len(chunk.rows) for chunk in chunks) < rows:
-            return None
-        step = max(1, sum(len(chunk.rows) for chunk in chunks) // TRAIN_ROWS_MAX)
-        return np.concatenate([chunk.vectors[::step] for chunk in chunks])
-
-    def packing(self, rows: int) -> Packing | None:
-        """Hand out the vectors of the first segment where so many wait for a code; None where none do."""
-        assert self.codebook is not None, "there is a codebook to code with"
-        for segment in self._segments.values():
-            if not segment.rest.busy and segment.rest.rows >= rows:
-                codes = segment.packed if segment.packed is not None else self.codebook.empty()
-                return Packing(segment, codes, segment.rest.take())
-        return None
+        if self.bytes_limit:
+            packing.shed(self.segments(), self.bytes_limit)
 
     def compact(self) -> int:
         """Rewrite one mostly dead segment to the tail; returns the rows moved, 0 when there is nothing to do."""
