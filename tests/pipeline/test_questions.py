@@ -237,7 +237,7 @@ async def test_a_warm_tier_that_stops_in_the_middle_of_searches_is_named_by_the_
 
     async def search() -> tuple[float, dict[str, Any]]:
         began = loop.time()
-        answer = await service.post("/v1/search", vector=vector_of(12), k=COUNT, deadline_ms=400)
+        answer = await service.post("/v1/search", vector=vector_of(12), k=COUNT, deadline_ms=1_500)
         return loop.time() - began, answer
 
     try:
@@ -248,7 +248,7 @@ async def test_a_warm_tier_that_stops_in_the_middle_of_searches_is_named_by_the_
     finally:
         os.kill(valkey, signal.SIGCONT)
 
-    assert max(seconds for seconds, _ in answers) < 3.0  # without the deadline: warm.timeout_ms, 5 s
+    assert max(seconds for seconds, _ in answers) < 4.0  # without the deadline: warm.timeout_ms, 5 s
     _, last = answers[-1]
     assert (["warm"], False) == (last["missed"], last["complete"])
     assert {f"id-{at}" for at in range(COUNT) if not 10 <= at < 20} == {hit["id"] for hit in last["hits"]}
