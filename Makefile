@@ -45,6 +45,7 @@ lock: system
 	$(BIN)/python -m pip install -q uv
 	$(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --no-annotate pyproject.toml -o locks/core.txt
 	$(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --no-annotate --extra text --extra local --extra dev pyproject.toml -o locks/dev.txt
+	$(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --no-annotate --extra text --extra local --extra dev --extra bench pyproject.toml -o locks/bench.txt
 	$(BIN)/python -m pipeline.kafka_jars pin
 
 ## make clean   remove what setup made
