@@ -22,6 +22,7 @@ import pyarrow as pa
 
 from tiers import record, score
 from tiers.alone import choose, find, open_alone, settle
+from tiers.best import Best
 from tiers.copies import Columns, Copies
 from tiers.device import Device
 from tiers.device import choose as choose_device
@@ -30,7 +31,7 @@ from tiers.index import Index
 from tiers.record import Floats, Int64s, Row
 from tiers.segment import NEVER
 from tiers.slab import COPIES, FREE, Scans, Slab
-from tiers.tier import Location, Query, Receipt, Result, TierName, Usage
+from tiers.tier import Location, Places, Query, Receipt, Result, TierName, Usage, Vectors
 from tiers.worker import SerialExecutor
 
 COLUMNAR_ROWS = 8  # from here on turning whole columns into values costs less than row by row
@@ -220,24 +221,32 @@ class HotMemory:
         alive = self._alive & ~self._deleted & (self._expires > now_ms)
         return Snapshot(self._scans.begin(), slabs, alive)
 
-    async def scan(
-        self, snapshot: Snapshot, query: Floats, k: int, only: Int64s | None = None
-    ) -> list[tuple[float, str]]:
-        """Return up to k (score without the query's factor, id), best first; `only` these slots if given."""
+    async def scan(self, snapshot: Snapshot, queries: Floats, k: int, only: Int64s | None = None) -> list[Best]:
+        """Return the k best for each of float32[queries, dim], best first; `only` these slots if given."""
         ranges = [(n * self._rows, n * self._rows + slab.fill) for n, slab in snapshot.slabs]
         alive = snapshot.alive
         if only is not None:
             alive = np.zeros(len(alive), bool)
             alive[only] = snapshot.alive[only]
         try:
-            rows, values = await self._thread.run(self.device.best, self._vectors, self._scale, ranges, alive, query, k)
+            found = await self._thread.run(self._best, ranges, alive, queries, k)
             slabs = dict(snapshot.slabs)
             return [
-                (value, slabs[row // self._rows].id_at(row % self._rows))
-                for row, value in zip(rows.tolist(), values.tolist(), strict=True)
+                Best(
+                    [slabs[row // self._rows].id_at(row % self._rows) for row in rows.tolist()],
+                    self._version[rows],
+                    np.arange(len(rows)),
+                    values,
+                )
+                for rows, values in found
             ]
         finally:
             self.release(snapshot)
+
+    def _best(
+        self, ranges: list[tuple[int, int]], alive: npt.NDArray[np.bool_], queries: Floats, k: int
+    ) -> list[tuple[npt.NDArray[np.intp], Floats]]:
+        return [self.device.best(self._vectors, self._scale, ranges, alive, query, k) for query in queries]
 
     def release(self, snapshot: Snapshot) -> None:
         """Say that no scan of this snapshot begins any more; again does nothing."""
@@ -284,6 +293,21 @@ class HotMemory:
     async def get(self, locations: Sequence[Location]) -> list[Row | None]:
         """See Tier."""
         return self._fetch(locations)
+
+    async def vectors(self, places: Places, *, bounded: bool = True) -> Vectors:  # noqa: ARG002 - all are in memory
+        """See Tier; copied, since a slab may be used again before they are scored."""
+        if self.device.name != "numpy":
+            return Vectors([None if row is None else row.vector for row in self._fetch(places.locations())])
+        slots = places.slots
+        held = self._alive[slots] & ~self._deleted[slots] & (self._version[slots] == places.versions)
+        at = np.flatnonzero(held)
+        taken: Floats = self._vectors[slots[at]]
+        found: list[Floats | None] = [None] * len(slots)
+        for position, vector in zip(at.tolist(), taken, strict=True):
+            owner = self._slabs[slots[position] // self._rows].partition
+            if owner == places.partitions[position] or self.copies.holds(places.location(position)):
+                found[position] = vector
+        return Vectors(found)
 
     def _fetch(self, locations: Sequence[Location]) -> list[Row | None]:
         """Return the rows that are held: copies as they are, others column by column from each batch they came in."""

@@ -73,6 +73,7 @@ class View(NamedTuple):
     """
 
     ids: list[str]
+    version: Int64s
     mask: Bools
     place: npt.NDArray[np.int8]
     live: Int64s
@@ -249,6 +250,7 @@ class Segment:
         hot = np.flatnonzero(mask & ~outside) if facts else np.zeros(0, np.intp)
         return View(
             ids=self.ids,
+            version=self.version[:n],
             mask=mask,
             place=place,
             live=by_tier(place, mask),
