@@ -12,6 +12,7 @@ from tiers import score
 from tiers.record import Floats, Int64s
 
 NO_ROWS = np.zeros(0, np.intp)
+NO_VERSIONS = np.zeros(0, np.int64)
 NO_VALUES = np.zeros(0, np.float32)
 
 
@@ -39,12 +40,15 @@ def merged(bests: Sequence[Best], count: int | None) -> Candidates:
     values = np.concatenate([NO_VALUES, *(best.values for best in bests)])
     of = np.repeat(np.arange(len(bests)), [len(best.rows) for best in bests])
     rows = np.concatenate([NO_ROWS, *(best.rows for best in bests)])
+    versions = np.concatenate([NO_VERSIONS, *(best.versions[best.rows] for best in bests)])
     chosen = np.arange(len(values)) if count is None else score.top(values, np.ones(len(values), bool), count)
-    places = zip(of[chosen].tolist(), rows[chosen].tolist(), strict=True)
-    named = [(bests[at].ids[row], int(bests[at].versions[row])) for at, row in places]
+    ids = [best.ids for best in bests]
+    places = zip(of[chosen].tolist(), rows[chosen].tolist(), versions[chosen].tolist(), strict=True)
+    named = [(ids[at][row], version) for at, row, version in places]
     if count is not None:
         order = zip((-values[chosen]).tolist(), named, strict=True)
         named = [each for _, each in sorted(order)]
-    seen = dict(reversed(named))  # an id that two scans name counts once, by its better value
-    once = [(identifier, seen.pop(identifier)) for identifier, _ in named if identifier in seen]
-    return Candidates([identifier for identifier, _ in once], [version for _, version in once])
+    once = dict(reversed(named))  # an id that two scans name counts once, by its better value
+    if len(once) < len(named):
+        named = [(identifier, once.pop(identifier)) for identifier, _ in named if identifier in once]
+    return Candidates([identifier for identifier, _ in named], [version for _, version in named])
