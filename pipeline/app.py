@@ -150,7 +150,7 @@ async def open_node(settings: Settings) -> AsyncIterator[Node]:
         for partition, epoch in lease.epochs.items():
             await warm.raise_epoch(partition, epoch)
             await glacier.raise_epoch(partition, epoch)
-        coder = await _open_coder(stack, settings, index, directory.path)
+        coder = await _open_coder(stack, settings, index, hot, directory.path)
         changes = Changes(publisher, topics.changes, now_ms)
         await announce(changes, await rebuild(index, [warm, cold, glacier], settings.kafka.partitions, coder))
         embed = load_embedder(settings.embedder, settings.dim)
@@ -254,11 +254,11 @@ async def _open_tiers(
     return hot, warm, cold, glacier
 
 
-async def _open_coder(stack: AsyncExitStack, settings: Settings, index: Index, data: Path) -> Coder:
+async def _open_coder(stack: AsyncExitStack, settings: Settings, index: Index, hot: HotMemory, data: Path) -> Coder:
     """Return what makes codes, with the codebook of the life before."""
     pool = SerialExecutor("codes")
     stack.callback(pool.close)
-    coder = Coder(index, data / "codebook", settings.index.train_rows, pool)
+    coder = Coder(index, data / "codebook", settings.index.train_rows, pool, hot)
     await coder.load()
     return coder
 

@@ -40,8 +40,11 @@ T = TypeVar("T")
 class Scans(Protocol):
     """Hot's own ability: scan a snapshot of its rows. Until `release` a snapshot keeps freed room from being used."""
 
-    def snapshot(self, now_ms: int = 0) -> object:
-        """Copy what a scan needs, in this loop step; what has expired by `now_ms` is not in it."""
+    def snapshot(self, now_ms: int = 0, *, exact: bool = False) -> object:
+        """Copy what a scan needs, in this loop step; what has expired by `now_ms` is not in it.
+
+        Nor are rows that have codes, unless it is to be `exact`.
+        """
 
     def release(self, snapshot: object) -> None:
         """Let go of a snapshot, scanned or not; again does nothing."""
@@ -143,7 +146,7 @@ class Scanner:
         reading = max(readings, key=lambda each: each.deadline.at_s)
         hot = cast(Scans, reading.tiers[TierName.HOT]) if TierName.HOT in reading.tiers else None
         with trace.step("look"):  # no await between these two: one moment
-            snapshot = hot.snapshot(reading.now_ms) if hot else None
+            snapshot = hot.snapshot(reading.now_ms, exact=reading.query.exact) if hot else None
             views = reading.views(facts=reading.criteria is not None)
         try:
             with trace.step("filter"):
@@ -157,7 +160,7 @@ class Scanner:
             if hot:
                 hot.release(snapshot)  # given up before the scan began, nobody else does
         live = sum((view.live for view in views), NO_TIER)
-        seen = _seen(done, parts, hot_done)
+        seen = _seen(done, parts, hot_done, reading.query.exact)
         wanted = sum(int(part.view.live.sum()) if part.whole else int(np.count_nonzero(part.mask)) for part in parts)
         take = None if reading.query.exact else count
         bests = ([*hot_best[at : at + 1], *(part[at] for part in below)] for at in range(len(vectors)))
@@ -247,7 +250,7 @@ def _scanned(
     for view, mask, _ in parts:
         if deadline.passed:
             return
-        below = mask & view.below
+        below = mask & (view.below if exact or view.sealed is None else view.below | view.sealed)
         found: list[list[Best]] = []
         left = int(np.count_nonzero(below))
         for chunk in view.rest if left else ():
@@ -264,8 +267,13 @@ def _scanned(
         yield found
 
 
-def _seen(done: Sequence[Part], narrowed: Sequence[Part], hot_done: bool) -> Int64s:
-    """Return how many rows were looked at, by tier."""
+def _seen(done: Sequence[Part], narrowed: Sequence[Part], hot_done: bool, exact: bool) -> Int64s:
+    """Return how many rows were looked at, by tier; rows of hot that have codes were if their segment was."""
     seen = sum((part.view.seen(part.mask) for part in done), NO_TIER.copy())
     seen[TierName.HOT] = sum(int(part.view.live[TierName.HOT]) for part in narrowed) * hot_done
+    if hot_done and not exact and len(done) < len(narrowed):
+        unseen = {id(part.view): part.view.sealed for part in narrowed}
+        for part in done:
+            del unseen[id(part.view)]
+        seen[TierName.HOT] -= sum(int(np.count_nonzero(sealed)) for sealed in unseen.values() if sealed is not None)
     return np.asarray(seen)

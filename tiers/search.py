@@ -10,6 +10,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from tiers import rerank
 from tiers.record import Floats
 from tiers.scan import Scanned
@@ -63,8 +65,11 @@ def _count(reading: Reading) -> int:
 
 def _count_scanned(reading: Reading, scanned: Scanned) -> None:
     """Tell the trace what the scan read: vectors of hot and of rows without a code, and codes."""
-    packed = [part.view.packed for part in scanned.done if part.view.packed is not None]
-    by_vector = int(scanned.seen[TierName.HOT]) + sum(len(chunk.rows) for p in scanned.done for chunk in p.view.rest)
+    views = [part.view for part in scanned.done]
+    packed = [view.packed for view in views if view.packed is not None]
+    sealed = () if reading.query.exact else (view.sealed for view in views if view.sealed is not None)
+    in_hot = int(scanned.seen[TierName.HOT]) - sum(int(np.count_nonzero(rows)) for rows in sealed)
+    by_vector = in_hot + sum(len(chunk.rows) for view in views for chunk in view.rest)
     reading.trace.count("segments", len(scanned.done))
     reading.trace.count("by_vector", by_vector)
     reading.trace.count("by_code", sum(codes.rows for codes in packed))
