@@ -87,6 +87,7 @@ class Scanner:
         self._pool = SerialExecutor("search", threads) if threads else None
         self._waiting: dict[object, list[_Asked]] = {}  # by kind of question; there while one is being scanned
         self._serving: set[asyncio.Task[None]] = set()
+        self._forward = True
 
     def close(self) -> None:
         """End the threads once what has begun is done."""
@@ -179,7 +180,9 @@ class Scanner:
     ) -> tuple[list[Part], list[list[Best]]]:
         """Return the segments scanned, as many as the deadline lets, and the best that each has for each question."""
         began = time.perf_counter()
-        hands = [hand for at in range(self.threads) if (hand := parts[at :: self.threads])]
+        self._forward = not self._forward  # to and fro: what was read last is still in the processor's cache
+        order = parts if self._forward else parts[::-1]
+        hands = [hand for at in range(self.threads) if (hand := order[at :: self.threads])]
         given = vectors, count, reading.query.exact, reading.deadline
         scans = (self.on_thread(reading.deadline, _scanned, hand, *given) for hand in hands)
         done: list[Part] = []
