@@ -265,7 +265,7 @@ class BadRequest(NamedTuple):
 
 def post(body: bytes, *headers: str, length: int | None = None, kind: str = JSON_TYPE) -> bytes:
     """Return a POST of memories."""
-    lines = ["POST /v1/memories HTTP/1.1", "Host: x", "Connection: close", f"Content-Type: {kind}", *headers]
+    lines = ["POST /v1/memories HTTP/1.1", "Host: localhost", "Connection: close", f"Content-Type: {kind}", *headers]
     if not any("transfer-encoding" in header.lower() for header in headers):
         lines.append(f"Content-Length: {len(body) if length is None else length}")
     return "\r\n".join([*lines, "", ""]).encode() + body
