@@ -18,26 +18,23 @@ from urllib.parse import urlsplit
 import structlog
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Mount, Route
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from pipeline.auth import NEEDS, OPEN, PRINCIPAL, TRUSTED, Need, Principal
+from pipeline.ending import until_ended
 from pipeline.key_file import KeyFiles
 from pipeline.keyring import Grant, Keyring, KeysUnreadable
 from pipeline.keys import KEYS_MAX, Limits
 from pipeline.limits import Buckets
 from pipeline.problems import problem
 from pipeline.settings import GatewaySettings, Settings
-from tiers.errors import IsothermError, SettingsError
+from tiers.errors import SettingsError
 
 log = structlog.get_logger()
 
 LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
 PEERS_MAX = 4_096  # addresses whose refused keys are counted
 PEER_BURST_S = 10  # seconds' worth of refused keys that one address may send at once
-
-
-class KeyEnded(IsothermError):
-    """The key of an answer that is being streamed has ended."""
 
 
 def is_loopback(host: str) -> bool:
@@ -186,23 +183,11 @@ class _Guarded:
         await self._app(scope, receive, send)
 
     async def _serve(self, grant: Grant, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer with a key. When it ends first, a streamed answer breaks off: the server cuts the connection."""
-        ended = False
-
-        async def watched(message: Message) -> None:
-            nonlocal ended
-            if message.get("more_body") and not self._guard.still(grant):
-                ended = True
-                raise KeyEnded("the key of this answer has ended")
-            await send(message)
-
+        """Answer with a key, as long as it lives."""
         scope[PRINCIPAL] = grant.principal
         try:
-            await self._app(scope, receive, watched)
-        except Exception:
-            if not ended:
-                raise
-            log.warning("key.ended", key=grant.key.id, path=scope["path"])
+            if await until_ended(self._app, scope, receive, send, lambda: self._guard.still(grant)):
+                log.warning("key.ended", key=grant.key.id, path=scope["path"])
         finally:
             self._guard.end(grant)
 

@@ -43,7 +43,8 @@ class Gateway:
         self._decoder = EventDecoder(self._settings.dim, self._settings.attributes, manager.node.embed)
         publishing = Publishing(manager, self._decoder)
         errors = (IsothermError, Exception)
-        guard = Guard(self._settings.gateway, keyring_of(self._settings))
+        self.keyring = keyring_of(self._settings)
+        guard = Guard(self._settings.gateway, self.keyring)
         self.app = Starlette(
             routes=guard.wrap(
                 [
