@@ -64,18 +64,18 @@ def list_keys(config: Config = None, given: Set = None, as_json: Json = False) -
     Example: isotherm keys list
     """
     from rich.console import Console
-    from rich.table import Table
+    from rich.table import Column, Table
 
     files, now = _files(config, given), datetime.now(UTC)
     found = [_shown(key, now) for key in (files.read() if files.exist() else [])]
     if as_json:
         print(json.dumps(found))
         return
-    table = Table("id", "name", "state", "scopes", "namespaces", "created", "expires")
+    table = Table(Column("id", no_wrap=True), "name", Column("state", no_wrap=True), "scopes", "namespaces", "expires")
     for each in found:
         spaces = "all" if each["namespaces"] is None else ", ".join(each["namespaces"])
-        ends = each["expires"] or "-"
-        table.add_row(each["id"], each["name"], each["state"], ", ".join(each["scopes"]), spaces, each["created"], ends)
+        ends = (each["expires"] or "-").replace("+00:00", "Z")
+        table.add_row(each["id"], each["name"], each["state"], ", ".join(each["scopes"]), spaces, ends)
     Console().print(table)
 
 

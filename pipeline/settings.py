@@ -12,7 +12,6 @@ import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit, urlunsplit
 
 import msgspec
 
@@ -255,16 +254,9 @@ def schema() -> dict[str, Any]:
 def shown(settings: Settings) -> dict[str, Any]:
     """Return the settings as plain values, passwords in URLs masked."""
     values: dict[str, Any] = msgspec.to_builtins(settings)
-    values["warm"]["url"] = masked(settings.warm.url)
+    values["warm"]["url"] = secret.masked_url(settings.warm.url)
     for table in (values["warm"], values["kafka"]["security"]):
         table["password"] = secret.masked(table["password"])
-    values["glacier"]["endpoint"] = masked(settings.glacier.endpoint)
+    for name in ("endpoint", "path"):
+        values["glacier"][name] = secret.masked_url(values["glacier"][name])
     return values
-
-
-def masked(url: str) -> str:
-    """Return a URL without its password."""
-    parts = urlsplit(url)
-    if parts.password is None:
-        return url
-    return urlunsplit(parts._replace(netloc=parts.netloc.replace(f":{parts.password}@", ":***@")))
