@@ -19,6 +19,7 @@ from tests.access import VECTOR, keyed, make_key
 ACCESS = (Path(__file__).parents[2] / "docs" / "access.md").read_text()
 
 
+@pytest.mark.unit
 def test_the_table_of_scopes_is_the_gateways() -> None:
     """Every route that NEEDS names, and no other, with its scope."""
     rows = dict(re.findall(r"^\| `([A-Z]+ /\S*)` \| ([^|]+?) \|$", ACCESS.partition("## Namespaces")[0], re.MULTILINE))
