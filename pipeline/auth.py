@@ -14,16 +14,12 @@ from starlette.requests import HTTPConnection
 from starlette.types import Scope
 
 from tiers import record
-from tiers.errors import InvalidRecord, IsothermError
+from tiers.errors import InvalidRecord
 from tiers.tier import Query
 
 READ, WRITE, OPERATE = "read", "write", "operate"
 SCOPES = (READ, WRITE, OPERATE)
 PRINCIPAL = "isotherm.principal"  # where the guard leaves it in the ASGI scope
-
-
-class Forbidden(IsothermError):
-    """The credential is good, and not for this."""
 
 
 class ForeignNamespace(InvalidRecord):

@@ -187,7 +187,7 @@ class _Guarded:
         scope[PRINCIPAL] = grant.principal
         try:
             if await until_ended(self._app, scope, receive, send, lambda: self._guard.still(grant)):
-                log.warning("key.ended", key=grant.key.id, path=scope["path"])
+                log.warning("key.ended", key=grant.key.id)
         finally:
             self._guard.end(grant)
 

@@ -49,14 +49,18 @@ class KeyFiles:
 
     def exist(self) -> bool:
         """Say whether keys were ever made: from then on nobody comes in without one."""
-        return self.keys.exists()
+        return self.signature() is not None
 
     def signature(self) -> tuple[int, ...] | None:
-        """Return what changes whenever the file does; None when it is not there."""
+        """Return what changes whenever the file does; None when it is not there. SettingsError."""
         try:
             found = self.keys.stat()
         except FileNotFoundError:
             return None
+        except OSError as error:
+            raise SettingsError(
+                f"gateway.keys_file = {str(self.keys)!r} cannot be looked at: {error.strerror}"
+            ) from None
         return (found.st_ino, found.st_mtime_ns, found.st_size)
 
     def read(self) -> list[Key]:

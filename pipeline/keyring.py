@@ -40,10 +40,9 @@ class Grant(NamedTuple):
 
 
 class Refusal(NamedTuple):
-    """Why a token lets nobody in, in words for its holder; `known` when it is of a key that has been."""
+    """Why a token lets nobody in, in words for its holder; to whoever has not the secret it says nothing of the key."""
 
     reason: str
-    known: bool
 
 
 class Keyring:
@@ -80,12 +79,12 @@ class Keyring:
         """Return what a token allows, or why it allows nothing; KeysUnreadable."""
         token = keys.parse_token(text)
         if token is None:
-            return Refusal("this is no key; one looks like iso_<id>_<secret>", known=False)
+            return Refusal("this is no key; one looks like iso_<id>_<secret>")
         grant = self._grants.get(token.id)
         if not keys.matches(token, grant.hash if grant is not None else None, self._pepper) or grant is None:
-            return Refusal("this key is not known here", known=False)
+            return Refusal("this key is not known here")
         state = keys.state(grant.key, self._now())
-        return grant if state == "live" else Refusal(f"this key is {state}", known=True)
+        return grant if state == "live" else Refusal(f"this key is {state}")
 
     def still(self, grant: Grant) -> bool:
         """Say whether a grant that was found holds now: an answer may stream for hours."""
@@ -112,9 +111,13 @@ class Keyring:
 
     def _look(self) -> None:
         self._looked_s = self.monotonic_s()
-        signature = self._files.signature()
+        try:
+            signature = self._files.signature()
+        except SettingsError as error:
+            self._break(str(error))
+            return
         if signature is None:
-            if self.required and not self._broken:
+            if self.required:
                 self._break(f"{str(self._files.keys)!r} is gone")
             self._signature = None
             return
@@ -124,16 +127,17 @@ class Keyring:
         try:
             found, pepper = self._files.read(), self._files.read_pepper()
         except SettingsError as error:
-            if not self._broken:
-                self._break(str(error))
+            self._break(str(error))
             return
         self._grants = {key.id: self._grant(key) for key in found}
         self._pepper, self._signature, self._broken = pepper, signature, ""
         log.info("keys.loaded", keys=len(found), live=self.live())
 
     def _break(self, reason: str) -> None:
-        self._broken, self._grants = reason, {}
-        log.error("keys.unreadable", error=reason)
+        """Let nobody in; said once, not at every look."""
+        if reason != self._broken:
+            log.error("keys.unreadable", error=reason)
+        self._broken, self._grants, self.required = reason, {}, True
 
     def _grant(self, key: Key) -> Grant:
         spaces = None if key.namespaces is None else frozenset(key.namespaces)

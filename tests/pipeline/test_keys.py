@@ -258,6 +258,14 @@ def test_a_file_that_is_none_is_refused(files: KeyFiles, content: bytes) -> None
         ring_of(files, Clock())
 
 
+def test_a_place_that_cannot_be_looked_at_is_refused(tmp_path: Path) -> None:
+    """It is not taken for one without keys: that would open the gateway."""
+    (tmp_path / "file").write_text("")
+    files = KeyFiles.under("", str(tmp_path / "file" / "keys"), "")
+    with pytest.raises(SettingsError, match=r"gateway\.keys_file"):
+        ring_of(files, Clock())
+
+
 def test_without_its_pepper_no_key_file_is_used_or_changed(files: KeyFiles) -> None:
     """A new pepper would silently end every key."""
     made(files)
@@ -296,7 +304,7 @@ def test_a_running_gateway_follows_the_file(files: KeyFiles) -> None:
     assert isinstance(ring.find(first.text()), Grant)
     clock.go(0.001)
     ring.check()
-    assert Refusal("this key is revoked", known=True) == ring.find(first.text())
+    assert Refusal("this key is revoked") == ring.find(first.text())
     assert isinstance(ring.find(second.text()), Grant)
     assert not ring.still(grant)
 
@@ -308,7 +316,7 @@ def test_a_key_ends_by_the_clock_alone(files: KeyFiles) -> None:
     grant = ring.find(token.text())
     clock.go(3_600)
 
-    assert Refusal("this key is expired", known=True) == ring.find(token.text())
+    assert Refusal("this key is expired") == ring.find(token.text())
     assert isinstance(grant, Grant)
     assert not ring.still(grant)
 
