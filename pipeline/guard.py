@@ -212,7 +212,7 @@ def _unknown(detail: str, more: str = "") -> Response:
 
 
 def _too_many(detail: str, wait_s: float) -> Response:
-    return problem(429, "too-many-requests", detail, headers={"Retry-After": str(max(1, math.ceil(wait_s)))})
+    return problem(429, "rate-limited", detail, headers={"Retry-After": str(max(1, math.ceil(wait_s)))})
 
 
 def _foreign() -> Response:

@@ -140,7 +140,7 @@ async def test_a_key_has_its_rate(node: Keyed) -> None:
     answers = [await node.http.get("/v1/tiers", headers=slow) for _ in range(4)]
 
     assert [200, 200, 200, 429] == [answer.status_code for answer in answers]
-    assert "too-many-requests" == problem_of(answers[3])
+    assert "rate-limited" == problem_of(answers[3])
     assert 1 <= int(answers[3].headers["retry-after"]) <= 5
     assert await _is(node, other, 200)
 
