@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import os
 import subprocess
 import sys
 import traceback
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+import structlog
 from typer.testing import CliRunner
 
 from pipeline import MemoryManager
@@ -75,6 +78,18 @@ def hold(text: str, where: str) -> None:
         assert word not in text, (where, text[max(0, text.find(word) - 300) :][:700])
 
 
+@pytest.fixture
+def logging_restored() -> Iterator[None]:
+    """Logging is as it was, afterwards: standard error is another one in each test."""
+    root = logging.getLogger()
+    before = root.handlers[:], root.level, structlog.get_config()
+    yield
+    root.handlers[:], level, given = before
+    root.setLevel(level)
+    structlog.configure(**given)
+
+
+@pytest.mark.usefixtures("logging_restored")
 @pytest.mark.parametrize("name", SECRETS)
 async def test_a_start_that_fails_shows_no_secret(
     name: str, stack: Stack, prefix: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
@@ -86,6 +101,7 @@ async def test_a_start_that_fails_shows_no_secret(
         for key, value in SECRETS[name].items()
     }
     configure(LogSettings(level="debug", format="json"))
+    logging.getLogger().setLevel(logging.DEBUG)  # libraries too
     try:
         settings = small(stack, prefix, tmp_path / "node", warm__timeout_ms=500, **given)
     except SettingsError as error:

@@ -104,10 +104,10 @@ async def test_open_routes_want_nothing_and_show_nothing(node: Keyed) -> None:
 async def test_a_key_revoked_is_refused_within_a_second(node: Keyed) -> None:
     """A running gateway follows the file; so it does for a key that is new."""
     good = node.key(scopes=(READ,))
-    await until(lambda: _is(node, good, 200), 3)
+    await until(lambda: _is(node, good, 200))
     revoke_key(node.settings, good["authorization"])
 
-    await until(lambda: _is(node, good, 401), 3)
+    await until(lambda: _is(node, good, 401))
 
 
 async def _is(node: Keyed, headers: dict[str, str], status: int) -> bool:
@@ -117,12 +117,12 @@ async def _is(node: Keyed, headers: dict[str, str], status: int) -> bool:
 async def test_a_stream_ends_with_its_key(node: Keyed) -> None:
     """What comes after the revocation is not sent any more: the connection is cut instead."""
     good = node.key()
-    await until(lambda: _is(node, good, 200), 3)
+    await until(lambda: _is(node, good, 200))
     async with node.http.stream("GET", "/v1/changes?from=beginning", headers=good) as stream:
         received = stream.aiter_bytes()
         await anext(received)
         revoke_key(node.settings, good["authorization"])
-        await until(lambda: _is(node, good, 401), 3)
+        await until(lambda: _is(node, good, 401))
         await node.memory.publish([("a/1", b'{"vector": [%s]}' % b",".join([b"1"] * DIM))])
         await until(lambda: len(node.memory.node.index) == 1)
         await node.memory.clear("hot")  # announces a change
@@ -136,12 +136,12 @@ async def test_a_stream_ends_with_its_key(node: Keyed) -> None:
 
 async def test_a_key_has_its_rate(node: Keyed) -> None:
     """Beyond burst and rate it is a 429 that says when to come again; another key is not touched."""
-    slow, other = node.key(rate_per_s=0.2, burst=3), node.key()
+    slow, other = node.key(rate_per_s=0.01, burst=3), node.key()
     answers = [await node.http.get("/v1/tiers", headers=slow) for _ in range(4)]
 
     assert [200, 200, 200, 429] == [answer.status_code for answer in answers]
     assert "rate-limited" == problem_of(answers[3])
-    assert 1 <= int(answers[3].headers["retry-after"]) <= 5
+    assert 50 <= int(answers[3].headers["retry-after"]) <= 100
     assert await _is(node, other, 200)
 
 
@@ -158,14 +158,14 @@ async def test_a_key_has_its_share_of_requests_under_way(node: Keyed) -> None:
 
 async def test_bad_keys_are_slowed_down_and_good_ones_are_not(settings: Settings) -> None:
     """An address that goes on guessing is told to wait; a valid key from there is served all the same."""
-    gateway = msgspec.structs.replace(settings.gateway, refused_per_s=0.3)
+    gateway = msgspec.structs.replace(settings.gateway, refused_per_s=0.05)  # one at once, the next 20 s later
     settings = msgspec.structs.replace(settings, gateway=gateway)
     good = make_key(settings)
     async with keyed(settings) as node:
         bad = {"authorization": "Bearer iso_" + "0" * 12 + "_" + "x" * 43}
-        codes = [(await node.http.get("/v1/tiers", headers=bad)).status_code for _ in range(6)]
+        codes = [(await node.http.get("/v1/tiers", headers=bad)).status_code for _ in range(4)]
 
-        assert [401, 401, 401, 429, 429, 429] == codes
+        assert [401, 429, 429, 429] == codes
         assert await _is(node, {"authorization": f"Bearer {good}"}, 200)
 
 
@@ -205,7 +205,7 @@ async def test_the_first_key_closes_a_running_gateway(settings: Settings) -> Non
     async with keyed(settings) as node:
         assert await _is(node, {}, 200)
         good = node.key()
-        await until(lambda: _is(node, {}, 401), 3)
+        await until(lambda: _is(node, {}, 401))
         assert await _is(node, {**good, "host": "memory.example", "origin": "https://app.example"}, 200)
 
 
