@@ -14,7 +14,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # before NumPy: our own threads s
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 from pipeline import cli_ask
-from pipeline.cli_ask import GATEWAY, Url
+from pipeline.cli_ask import GATEWAY, ApiKey, Url
+from pipeline.cli_keys import keys_app
 from pipeline.cli_letters import letters_app
 from pipeline.cli_options import Config, Json, Set, run_async, settings_from
 from tiers.errors import InvalidRecord, IsothermError, ServiceMissing, SettingsError
@@ -25,6 +26,7 @@ app = typer.Typer(
 config_app = typer.Typer(help="Look at the settings.", no_args_is_help=True)
 app.add_typer(config_app, name="config")
 app.add_typer(letters_app, name="dead-letters")
+app.add_typer(keys_app, name="keys")
 
 
 def main() -> None:
@@ -130,6 +132,7 @@ def publish(
     ] = "-",
     rejects: Annotated[Path | None, typer.Option(help="Write what was refused here, a JSON line each.")] = None,
     url: Url = GATEWAY,
+    key: ApiKey = None,
     as_json: Json = False,
 ) -> None:
     """Publish a file of memories to the log through a gateway; exit 1 when some were rejected.
@@ -138,7 +141,7 @@ def publish(
     """
     from pipeline.publish import publish_file
 
-    done = publish_file(url, file, rejects, quiet=as_json)
+    done = publish_file(url, file, rejects, quiet=as_json, key=key)
     if as_json:
         said = {"published": done.published, "rejected": done.rejected, "errors": done.errors, "token": done.token}
         print(json.dumps(said))

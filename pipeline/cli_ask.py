@@ -13,17 +13,25 @@ from pipeline.cli_options import Json
 from tiers.errors import InvalidRecord
 
 Url = Annotated[str, typer.Option("--url", envvar="ISOTHERM_URL", help="The gateway.", show_default=True)]
+ApiKey = Annotated[
+    str | None, typer.Option("--key", envvar="ISOTHERM_KEY", help="Your API key; better by the environment.")
+]
 GATEWAY = "http://127.0.0.1:8080"
 
 
-def get(identifier: Annotated[str, typer.Argument(metavar="ID")], url: Url = GATEWAY, as_json: Json = False) -> None:
+def get(
+    identifier: Annotated[str, typer.Argument(metavar="ID")],
+    url: Url = GATEWAY,
+    key: ApiKey = None,
+    as_json: Json = False,
+) -> None:
     """Show the newest version of a memory and the tier it is in; exit 1 when there is none.
 
     Example: isotherm get a
     """
     from pipeline.client import Client
 
-    with Client(url) as client:
+    with Client(url, key) as client:
         found = client.get(identifier)
     _show(found, identifier, as_json)
 
@@ -40,6 +48,7 @@ def search(
     exact: Annotated[bool, typer.Option("--exact", help="Scan every vector.")] = False,
     deadline_ms: Annotated[float | None, typer.Option(help="Answer within this time, with what is there.")] = None,
     url: Url = GATEWAY,
+    key: ApiKey = None,
     as_json: Json = False,
 ) -> None:
     """Find the nearest memories; exit 1 when there is none.
@@ -59,7 +68,7 @@ def search(
         "exact": exact or None,
         "deadline_ms": deadline_ms,
     }
-    with Client(url) as client:
+    with Client(url, key) as client:
         answer = client.search(k=k, **{name: value for name, value in given.items() if value is not None})
     if as_json:
         print(json.dumps(answer))
@@ -78,14 +87,19 @@ def _floats(text: str) -> list[float]:
     return found
 
 
-def delete(ids: Annotated[list[str], typer.Argument(metavar="ID…")], url: Url = GATEWAY, as_json: Json = False) -> None:
+def delete(
+    ids: Annotated[list[str], typer.Argument(metavar="ID…")],
+    url: Url = GATEWAY,
+    key: ApiKey = None,
+    as_json: Json = False,
+) -> None:
     """Publish deletes for these ids.
 
     Example: isotherm delete a b
     """
     from pipeline.client import Client
 
-    with Client(url) as client:
+    with Client(url, key) as client:
         tokens = {identifier: client.delete(identifier) for identifier in ids}
     print(json.dumps(tokens) if as_json else f"deleted {len(tokens)}")
 
@@ -93,6 +107,7 @@ def delete(ids: Annotated[list[str], typer.Argument(metavar="ID…")], url: Url 
 def tiers(
     watch: Annotated[bool, typer.Option("--watch", help="Show it live until Ctrl-C.")] = False,
     url: Url = GATEWAY,
+    key: ApiKey = None,
     as_json: Json = False,
 ) -> None:
     """Show what each tier holds and what moves between them.
@@ -101,7 +116,7 @@ def tiers(
     """
     from pipeline.client import Client, show_tiers
 
-    with Client(url) as client, suppress(KeyboardInterrupt):
+    with Client(url, key) as client, suppress(KeyboardInterrupt):
         if as_json:
             print(json.dumps(client.tiers()))
         else:
@@ -112,6 +127,7 @@ def changes(
     start: Annotated[str, typer.Option("--from", help="beginning, end, or a cursor.")] = "end",
     limit: Annotated[int | None, typer.Option(min=1, help="End after so many.")] = None,
     url: Url = GATEWAY,
+    key: ApiKey = None,
     as_json: Json = False,
 ) -> None:
     """Follow the change feed until Ctrl-C; each line begins with the cursor to go on after it.
@@ -120,7 +136,7 @@ def changes(
     """
     from pipeline.client import Client
 
-    with Client(url) as client, suppress(KeyboardInterrupt):
+    with Client(url, key) as client, suppress(KeyboardInterrupt):
         for number, (cursor, change) in enumerate(client.changes(start), 1):
             if as_json:
                 print(json.dumps({"cursor": cursor, **change}), flush=True)
@@ -131,14 +147,19 @@ def changes(
                 return
 
 
-def why(identifier: Annotated[str, typer.Argument(metavar="ID")], url: Url = GATEWAY, as_json: Json = False) -> None:
+def why(
+    identifier: Annotated[str, typer.Argument(metavar="ID")],
+    url: Url = GATEWAY,
+    key: ApiKey = None,
+    as_json: Json = False,
+) -> None:
     """Say where a memory is, which rule put it there, and what moves it next; exit 1 when there is none.
 
     Example: isotherm why a
     """
     from pipeline.client import Client
 
-    with Client(url) as client:
+    with Client(url, key) as client:
         told = client.why(identifier)
     if told is None or as_json:
         _show(told, identifier, as_json)

@@ -34,5 +34,4 @@ def settings_from(config: Path | None, given: list[str] | None) -> Any:
     for key, equals, _ in pairs:
         if not equals:
             raise SettingsError(f"--set {key}: write it as key=value")
-    environment = {name: value for name, value in os.environ.items() if name not in ("ISOTHERM_URL", "ISOTHERM_LOOP")}
-    return load(config, environment, {key: _value(value) for key, _, value in pairs})
+    return load(config, os.environ, {key: _value(value) for key, _, value in pairs})

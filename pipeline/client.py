@@ -37,11 +37,15 @@ class Refused(InvalidRecord):
 
 
 class Client:
-    """Verbs of the gateway, each answering with plain values; ServiceMissing, InvalidRecord, GatewayError."""
+    """Verbs of the gateway, each answering with plain values; `key` is an API key.
 
-    def __init__(self, url: str) -> None:
+    ServiceMissing, InvalidRecord, GatewayError.
+    """
+
+    def __init__(self, url: str, key: str | None = None) -> None:
         self.url = url.rstrip("/")
-        self._http = httpx.Client(base_url=self.url, timeout=TIMEOUT_S)
+        headers = {"Authorization": f"Bearer {key}"} if key else None
+        self._http = httpx.Client(base_url=self.url, timeout=TIMEOUT_S, headers=headers)
 
     def __enter__(self) -> Self:
         """Return the client."""
@@ -118,7 +122,8 @@ class Client:
             problem = dict(response.json())
         except ValueError:
             return self._missing(f"it says {response.status_code}, and not as a gateway does")
-        return Refused(problem) if response.status_code in (400, 413, 415) else GatewayError(problem)
+        refused = response.status_code in (400, 413, 415) or "position" in problem
+        return Refused(problem) if refused else GatewayError(problem)
 
     def _missing(self, error: object) -> ServiceMissing:
         return ServiceMissing(
@@ -139,6 +144,11 @@ def table_of_hits(answer: dict[str, Any]) -> None:
 
 def tier_table(answer: dict[str, Any]) -> Table:
     """Return what `/v1/tiers` says as a table."""
+    if "moved" not in answer:  # a key with some namespaces is told of these only
+        table = Table("tier", "records", title=f"where memories of {', '.join(answer['namespaces'])} are")
+        for name, tier in answer["tiers"].items():
+            table.add_row(name, f"{tier['records']:,}")
+        return table
     table = Table("tier", "records", "tombstones", "queued", "bytes", "arrived", title="where memories are")
     arrived = {move["to"]: 0 for move in answer["moved"]}
     for move in answer["moved"]:

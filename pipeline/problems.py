@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
@@ -42,10 +43,10 @@ _STATUS: tuple[tuple[type[IsothermError], int, str], ...] = (
 )
 
 
-def problem(status: int, kind: str, detail: str, **more: Any) -> Response:
+def problem(status: int, kind: str, detail: str, headers: Mapping[str, str] | None = None, **more: Any) -> Response:
     """Return a problem response; `kind` ends its `type`."""
     body = {"type": f"urn:isotherm:{kind}", "title": kind.replace("-", " "), "status": status, "detail": detail, **more}
-    headers = {"Retry-After": "1"} if status == 503 else None
+    headers = {"Retry-After": "1"} if status == 503 and headers is None else headers
     return Response(msgspec.json.encode(body), status, headers, MEDIA_TYPE)
 
 
@@ -63,7 +64,7 @@ async def on_error(_: Request, error: Exception) -> Response:
     """Turn an error that a route raised into its problem object."""
     for kind, status, name in _STATUS:
         if isinstance(error, kind):
-            more = {"field": error.reason} if isinstance(error, InvalidRecord) else {}
+            more: dict[str, Any] = {"field": error.reason} if isinstance(error, InvalidRecord) else {}
             return problem(status, name, str(error), **more)
     log.error("request.failed", error=repr(error))
     return problem(500, "internal", "an unexpected error; the node's log says more")

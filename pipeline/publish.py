@@ -110,12 +110,12 @@ class Outcome:
             self.positions[partition] = max(offset, self.positions.get(partition, offset))
 
 
-def publish_file(url: str, name: str, rejects: Path | None, *, quiet: bool) -> Outcome:
+def publish_file(url: str, name: str, rejects: Path | None, *, quiet: bool, key: str | None = None) -> Outcome:
     """Publish a file ("-" is standard input), with progress on standard error; rejects as JSON lines into `rejects`."""
     outcome = Outcome()
     console = Console(stderr=True, quiet=quiet)
     with ExitStack() as stack:
-        client = stack.enter_context(Client(url))
+        client = stack.enter_context(Client(url, key))
         status = stack.enter_context(console.status("publishing"))
         stream = _opened(stack, name)
         refused = stack.enter_context(rejects.open("wb")) if rejects is not None else None

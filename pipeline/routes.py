@@ -16,13 +16,17 @@ from starlette.routing import Route
 
 from consumers.subscribe import decode_cursor, subscribe_changes
 from pipeline.answers import answer_json
+from pipeline.app import now_ms
+from pipeline.auth import Principal, principal_of
 from pipeline.body import read_body
+from pipeline.guard import Guard, keyring_of
 from pipeline.manager import MemoryManager
 from pipeline.metrics import Metrics
 from pipeline.problems import on_error, problem
 from pipeline.routes_operate import Operator
 from pipeline.routes_publish import Publishing
 from pipeline.routes_read import Reads
+from pipeline.visible import visible_change, visible_tiers
 from producers import events
 from producers.decoder import EventDecoder
 from tiers.errors import IsothermError
@@ -39,26 +43,30 @@ class Gateway:
         self._decoder = EventDecoder(self._settings.dim, self._settings.attributes, manager.node.embed)
         publishing = Publishing(manager, self._decoder)
         errors = (IsothermError, Exception)
+        self.keyring = keyring_of(self._settings)
+        guard = Guard(self._settings.gateway, self.keyring)
         self.app = Starlette(
-            routes=[
-                Route("/v1/memories", publishing.publish, methods=["POST"]),
-                Route("/v1/memories/{id:path}", publishing.delete, methods=["DELETE"]),
-                *Reads(manager, self._metrics, self._decoder, self._body).routes,
-                Route("/v1/tiers", self.tiers, methods=["GET"]),
-                Route("/v1/changes", self.changes, methods=["GET"]),
-                *Operator(manager).routes(),
-                Route("/healthz", self.healthz, methods=["GET"]),
-                Route("/readyz", self.readyz, methods=["GET"]),
-                Route("/metrics", self.metrics, methods=["GET"]),
-            ],
+            routes=guard.wrap(
+                [
+                    Route("/v1/memories", publishing.publish, methods=["POST"]),
+                    Route("/v1/memories/{id:path}", publishing.delete, methods=["DELETE"]),
+                    *Reads(manager, self._metrics, self._decoder, self._body).routes,
+                    Route("/v1/tiers", self.tiers, methods=["GET"]),
+                    Route("/v1/changes", self.changes, methods=["GET"]),
+                    *Operator(manager).routes(),
+                    Route("/healthz", self.healthz, methods=["GET"]),
+                    Route("/readyz", self.readyz, methods=["GET"]),
+                    Route("/metrics", self.metrics, methods=["GET"]),
+                ]
+            ),
             exception_handlers=dict.fromkeys(errors, on_error),
         )
 
     # -- looking -----------------------------------------------------------------------------------------------------
 
-    async def tiers(self, _: Request) -> Response:
-        """GET /v1/tiers: occupancy, limits and flow."""
-        return answer_json(await self._manager.tiers())
+    async def tiers(self, request: Request) -> Response:
+        """GET /v1/tiers: occupancy, limits and flow; of a key with some namespaces, what these have where."""
+        return answer_json(await visible_tiers(self._manager, principal_of(request), now_ms()))
 
     async def changes(self, request: Request) -> Response:
         """GET /v1/changes: tier changes as server-sent events; resume with Last-Event-ID, or ?from=beginning."""
@@ -67,17 +75,20 @@ class Gateway:
             decode_cursor(start)
         if self._streams >= self._settings.gateway.streams_max:
             return problem(429, "too-many-streams", f"at most {self._settings.gateway.streams_max} streams at once")
-        return StreamingResponse(self._change_stream(start), media_type="text/event-stream")
+        stream = self._change_stream(start, principal_of(request))
+        return StreamingResponse(stream, media_type="text/event-stream")
 
-    async def _change_stream(self, start: str) -> AsyncIterator[bytes]:
+    async def _change_stream(self, start: str, principal: Principal) -> AsyncIterator[bytes]:
         """One Kafka consumer a client: a slow client slows only itself, and Kafka is the buffer."""
         self._streams += 1
         try:
             yield b"retry: 1000\n\n"
             async with aclosing(subscribe_changes(self._settings.kafka, start=start)) as feed:
                 async for announced in feed:
-                    body = events.encode_change(announced.change)
-                    yield b"id: %s\nevent: change\ndata: %s\n\n" % (announced.cursor.encode(), body)
+                    change = visible_change(announced.change, principal.namespaces)
+                    if change is not None:
+                        body = events.encode_change(change)
+                        yield b"id: %s\nevent: change\ndata: %s\n\n" % (announced.cursor.encode(), body)
         finally:
             self._streams -= 1
 

@@ -28,9 +28,11 @@ from pipeline.answers import (
     shown,
     wants_arrow,
 )
+from pipeline.auth import Principal, narrowed, principal_of
 from pipeline.manager import MemoryManager
 from pipeline.metrics import Metrics
 from pipeline.problems import problem, unreadable
+from pipeline.visible import visible_result
 from producers.decoder import EventDecoder
 from producers.events import Event
 from tiers import record
@@ -105,7 +107,7 @@ class Reads:
         identifier = record.check_id(request.path_params["id"])
         asked = _parameters(request, "include", "tiers", "at_least", "deadline_ms")
         include = check_include(asked.include)
-        result = await self._ask("get", query_of(asked, ids=[identifier]))
+        result = await self._ask("get", query_of(asked, ids=[identifier]), principal_of(request))
         if result.hits:
             if wants_arrow(request):
                 return self._arrow([result], include, envelope(result))
@@ -116,20 +118,20 @@ class Reads:
 
     async def search(self, request: Request) -> Response:
         """POST /v1/search: the k nearest memories, and how complete the answer is; several questions at once too."""
-        asked = decoded(await self._body(request), Searches)
+        asked, principal = decoded(await self._body(request), Searches), principal_of(request)
         if asked.queries is None:
-            query = await self._nearest(asked)
-            result = await self._ask("search", query)
+            query = await self._nearest(asked, principal)
+            result = await self._ask("search", query, principal)
             if wants_arrow(request):
                 return self._arrow([result], query.include, envelope(result), scored=True)
             return answer_json(_searched(result, query.include))
         several = self._several(asked, asked.queries)
-        queries = [await self._numbered(at, self._nearest(each)) for at, each in enumerate(several)]
+        queries = [await self._numbered(at, self._nearest(each, principal)) for at, each in enumerate(several)]
         if wants_arrow(request):  # one table has the same columns for all
             every = frozenset().union(*(query.include for query in queries))
             queries = [replace(query, include=every) for query in queries]
         results = await asyncio.gather(
-            *(self._numbered(at, self._ask("search", query)) for at, query in enumerate(queries))
+            *(self._numbered(at, self._ask("search", query, principal)) for at, query in enumerate(queries))
         )
         if wants_arrow(request):
             around = {"results": [envelope(result) for result in results]}
@@ -144,7 +146,7 @@ class Reads:
         if asked.ids is not None and asked.cursor is not None:
             raise InvalidRecord("cursor", "ids are answered whole: there is no cursor")
         query = query_of(asked, ids=asked.ids, limit=asked.limit, cursor=asked.cursor)
-        result = await self._ask("retrieve", query)
+        result = await self._ask("retrieve", query, principal_of(request))
         around = {**envelope(result), "cursor": result.cursor}
         if wants_arrow(request):
             return self._arrow([result], include, around)
@@ -157,7 +159,7 @@ class Reads:
         """
         asked = _parameters(request, "include", "tiers", "filter", "from", "to")
         include = check_include(asked.include)
-        pages = self._manager.pages(query_of(asked))
+        pages = self._manager.pages(narrowed(query_of(asked), principal_of(request)))
         first: Sequence[Hit] = await anext(pages, [])
         arrow = ArrowAnswer(self._shape, include) if wants_arrow(request) else None
 
@@ -172,8 +174,9 @@ class Reads:
 
     # -- inside ------------------------------------------------------------------------------------------------------
 
-    async def _ask(self, route: str, query: Query) -> Result:
-        result = await self._manager.retrieve(query)
+    async def _ask(self, route: str, query: Query, principal: Principal) -> Result:
+        """Answer with what the principal may see, and nothing else (R12)."""
+        result = visible_result(await self._manager.retrieve(narrowed(query, principal)), principal)
         self._metrics.query_seconds.labels(route).observe(result.took_ms / 1000)
         return result
 
@@ -193,23 +196,18 @@ class Reads:
         except InvalidRecord as error:
             raise InvalidRecord(f"queries[{at}].{error.reason}", f"query {at}: {error}") from error
 
-    async def _nearest(self, asked: Search) -> Query:
+    async def _nearest(self, asked: Search, principal: Principal) -> Query:
         include = check_include(asked.include)
-        return query_of(
-            asked,
-            vector=await self._vector(asked),
-            k=asked.k,
-            exact=asked.exact,
-            include=include,
-            explain=asked.explain,
-        )
+        vector = await self._vector(asked, principal)
+        return query_of(asked, vector=vector, k=asked.k, exact=asked.exact, include=include, explain=asked.explain)
 
-    async def _vector(self, asked: Search) -> Floats:
+    async def _vector(self, asked: Search, principal: Principal) -> Floats:
         given = [name for name in ("vector", "vector_b64", "text", "id") if getattr(asked, name) is not None]
         if len(given) != 1:
             raise InvalidRecord("vector", f"give exactly one of vector, vector_b64, text and id, not {given}")
         if asked.id is not None:
-            found = await self._manager.retrieve(Query(ids=[record.check_id(asked.id)], at_least=asked.at_least))
+            query = Query(ids=[record.check_id(asked.id)], at_least=asked.at_least)
+            found = await self._manager.retrieve(narrowed(query, principal))
             if not found.hits or found.hits[0].row.vector is None:
                 raise InvalidRecord("id", f"no memory {asked.id!r} to search from")
             return found.hits[0].row.vector

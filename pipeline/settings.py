@@ -12,7 +12,6 @@ import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit, urlunsplit
 
 import msgspec
 
@@ -34,6 +33,8 @@ from tiers.warm_settings import WarmSettings
 
 ENVIRONMENT = "ISOTHERM_"
 CONFIG = "ISOTHERM_CONFIG"
+#: What begins like a setting and is none: for the command line, and for clients.
+NO_SETTINGS = frozenset({CONFIG, "ISOTHERM_URL", "ISOTHERM_KEY", "ISOTHERM_LOOP"})
 
 
 class IndexSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -59,7 +60,11 @@ class NodeSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
 
 class GatewaySettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Without API keys (they come later) only a loopback `host` is accepted.
+    """Without API keys the gateway starts on a loopback `host` only, and answers to that name and `hosts`.
+
+    Keys lie in `keys_file` ("" = <data>/keys), what their hashes are keyed with in `pepper_file` ("" = beside it). What
+    a key may do by default: `rate_per_s` requests, `burst` at once, `concurrent` under way (0 = no limit).
+    `refused_per_s` bounds the bad keys that one address may send. `metrics_open` shows /metrics to whoever asks.
 
     `records_max` bounds what one request publishes, lists or looks up; `queries_max` the searches in one request;
     `deadline_ms` every read.
@@ -67,6 +72,14 @@ class GatewaySettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
 
     host: str = "127.0.0.1"
     port: int = 8080
+    hosts: list[str] = []
+    keys_file: str = ""
+    pepper_file: str = ""
+    rate_per_s: float = 1_000.0
+    burst: int = 2_000
+    concurrent: int = 64
+    refused_per_s: float = 5.0
+    metrics_open: bool = False
     body_bytes_max: int = 8_388_608
     records_max: int = 1_000
     k_max: int = 1_000
@@ -127,7 +140,7 @@ def load(
         except (OSError, tomllib.TOMLDecodeError) as error:
             raise SettingsError(f"{file}: {error}") from error
     for name, text in environment.items():
-        if name.startswith(ENVIRONMENT) and name != CONFIG:
+        if name.startswith(ENVIRONMENT) and name not in NO_SETTINGS:
             _put(values, name.removeprefix(ENVIRONMENT).lower().split("__"), _value(text))
     for key, value in (given or {}).items():
         _put(values, key.split("."), value)
@@ -215,12 +228,9 @@ def check(settings: Settings) -> None:
             settings.node.lease_ttl_s <= settings.node.drain_s,
             f"the lease must outlive the drain (node.drain_s = {settings.node.drain_s:g})",
         ),
-        (
-            "gateway.host",
-            settings.gateway.host,
-            settings.gateway.host not in ("127.0.0.1", "::1", "localhost"),
-            "without API keys the gateway listens on loopback only",
-        ),
+        ("gateway.rate_per_s", settings.gateway.rate_per_s, settings.gateway.rate_per_s < 0, "0 (none) or more"),
+        ("gateway.concurrent", settings.gateway.concurrent, settings.gateway.concurrent < 0, "0 (none) or more"),
+        ("gateway.refused_per_s", settings.gateway.refused_per_s, settings.gateway.refused_per_s <= 0, "more than 0"),
         ("log.level", settings.log.level, settings.log.level not in _LEVELS, f"one of {', '.join(_LEVELS)}"),
     ]
     wrong += [
@@ -244,16 +254,9 @@ def schema() -> dict[str, Any]:
 def shown(settings: Settings) -> dict[str, Any]:
     """Return the settings as plain values, passwords in URLs masked."""
     values: dict[str, Any] = msgspec.to_builtins(settings)
-    values["warm"]["url"] = masked(settings.warm.url)
+    values["warm"]["url"] = secret.masked_url(settings.warm.url)
     for table in (values["warm"], values["kafka"]["security"]):
         table["password"] = secret.masked(table["password"])
-    values["glacier"]["endpoint"] = masked(settings.glacier.endpoint)
+    for name in ("endpoint", "path"):
+        values["glacier"][name] = secret.masked_url(values["glacier"][name])
     return values
-
-
-def masked(url: str) -> str:
-    """Return a URL without its password."""
-    parts = urlsplit(url)
-    if parts.password is None:
-        return url
-    return urlunsplit(parts._replace(netloc=parts.netloc.replace(f":{parts.password}@", ":***@")))

@@ -11,7 +11,7 @@ import time
 from collections.abc import Awaitable, Mapping, Sequence
 from typing import TypeVar
 
-from tiers import listing, search
+from tiers import listing, record, search
 from tiers.criteria import Criteria
 from tiers.deadline import Deadline
 from tiers.errors import TierUnavailable
@@ -120,9 +120,12 @@ class Reading:
     def _places(self, ids: Sequence[str]) -> dict[TierName, list[Location]]:
         """Return where the index says that these ids are, by tier; deleted, expired and unknown ones left out."""
         by_tier: dict[TierName, list[Location]] = {}
+        spaces = self.query.namespaces
         for entry in self.index.entries(ids):
             if entry is None or entry.deleted or 0 < entry.expires_at <= self.now_ms:
                 continue
+            if spaces is not None and record.namespace(entry.id) not in spaces:
+                continue  # before any tier is asked: one that does not answer must not tell that the id is there (R12)
             name, slot = TIERS[entry.home], entry.slot
             if entry.copy != NO_COPY and TierName.HOT in self.tiers:
                 name, slot = TierName.HOT, entry.copy

@@ -39,6 +39,7 @@ PROMISED = (
     "why",
     "dead-letters",
     "config",
+    "keys",
 )
 
 
@@ -77,7 +78,7 @@ def test_every_command_has_help_with_an_example_and_json() -> None:
         (["config", "show", "-s", "hot.colour=blue"], 2, "hot.colour: no such setting"),
         (["config", "show", "-s", "dim=many"], 2, "dim: "),
         (["config", "show", "-s", "metric=l7"], 2, "metric = 'l7'"),
-        (["config", "show", "-s", "gateway.host=0.0.0.0"], 2, "loopback"),
+        (["run", "-s", "gateway.host=0.0.0.0"], 2, "isotherm keys create"),
         (["config", "show", "--config", "/nowhere.toml"], 2, "nowhere.toml"),
         (
             ["run", "-s", "kafka.bootstrap=127.0.0.1:1", "-s", "gateway.port=0"],
