@@ -14,9 +14,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # before NumPy: our own threads s
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 from pipeline import cli_ask
-from pipeline.cli_ask import GATEWAY, Url
 from pipeline.cli_letters import letters_app
-from pipeline.cli_options import Config, Json, Set, run_async, settings_from
+from pipeline.cli_options import GATEWAY, Config, Json, Key, Set, Url, connect, run_async, settings_from
 from tiers.errors import InvalidRecord, IsothermError, ServiceMissing, SettingsError
 
 app = typer.Typer(
@@ -130,6 +129,7 @@ def publish(
     ] = "-",
     rejects: Annotated[Path | None, typer.Option(help="Write what was refused here, a JSON line each.")] = None,
     url: Url = GATEWAY,
+    key: Key = None,
     as_json: Json = False,
 ) -> None:
     """Publish a file of memories to the log through a gateway; exit 1 when some were rejected.
@@ -138,7 +138,8 @@ def publish(
     """
     from pipeline.publish import publish_file
 
-    done = publish_file(url, file, rejects, quiet=as_json)
+    with connect(url, key) as client:
+        done = publish_file(client, file, rejects, quiet=as_json)
     if as_json:
         said = {"published": done.published, "rejected": done.rejected, "errors": done.errors, "token": done.token}
         print(json.dumps(said))

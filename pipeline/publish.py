@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -20,7 +21,8 @@ import pyarrow.parquet as pq
 from rich.console import Console
 
 from pipeline.body import NDJSON_TYPE
-from pipeline.client import Client, Refused
+from pipeline.client import Client, Refused, TooManyRequests
+from pipeline.looks import progress
 from producers import columns, events
 from producers.events import ARROW_TYPE
 from tiers.errors import InvalidRecord
@@ -29,6 +31,8 @@ CHUNK = 500  # memories of one request
 CHUNK_BYTES = 2 * 1024 * 1024
 LINE_BYTES_MAX = 1_500_000  # a memory has at most 1 MB as an event; base64 and spaces beside
 ERRORS_SHOWN = 20
+BUSY_S_MAX = 60.0  # a gateway over a limit is waited for so long at a time…
+BUSY_MAX = 60  # …and so often for one chunk
 
 
 class Chunk(Protocol):
@@ -110,19 +114,22 @@ class Outcome:
             self.positions[partition] = max(offset, self.positions.get(partition, offset))
 
 
-def publish_file(url: str, name: str, rejects: Path | None, *, quiet: bool) -> Outcome:
-    """Publish a file ("-" is standard input), with progress on standard error; rejects as JSON lines into `rejects`."""
+def publish_file(client: Client, name: str, rejects: Path | None, *, quiet: bool) -> Outcome:
+    """Publish a file ("-" is standard input), with progress on standard error; rejects as JSON lines into `rejects`.
+
+    A gateway that is over a limit (429) has taken nothing: it is waited for, as long as it asks.
+    """
     outcome = Outcome()
     console = Console(stderr=True, quiet=quiet)
     with ExitStack() as stack:
-        client = stack.enter_context(Client(url))
-        status = stack.enter_context(console.status("publishing"))
         stream = _opened(stack, name)
+        shown = stack.enter_context(progress("publishing", None, quiet=quiet))
         refused = stack.enter_context(rejects.open("wb")) if rejects is not None else None
         try:
             for chunk in _chunks(stream, outcome, refused):
+                before = outcome.published
                 _submit(client, chunk, outcome, refused)
-                status.update(f"published {outcome.published:,}, rejected {outcome.rejected:,}")
+                shown(outcome.published - before)
         except (pa.ArrowException, OSError) as error:
             raise InvalidRecord("file", f"{name}: {error}; {outcome.published} memories were published") from error
     for reason in outcome.errors:
@@ -140,10 +147,16 @@ def _opened(stack: ExitStack, name: str) -> IO[bytes]:
 
 
 def _submit(client: Client, chunk: Chunk, outcome: Outcome, rejects: IO[bytes] | None) -> None:
+    busy = 0
     while chunk.numbers:
         body, kind = chunk.body()
         try:
             outcome.add(len(chunk.numbers), client.publish_body(body, kind))
+        except TooManyRequests as error:
+            busy += 1
+            if busy > BUSY_MAX:
+                raise
+            time.sleep(min(BUSY_S_MAX, error.retry_after_s or 1.0))
         except Refused as error:
             if error.position is None:  # the whole of it: another kind of file than we can send
                 raise InvalidRecord(error.reason, f"{error}; {outcome.published} memories were published") from error

@@ -34,6 +34,8 @@ from tiers.warm_settings import WarmSettings
 
 ENVIRONMENT = "ISOTHERM_"
 CONFIG = "ISOTHERM_CONFIG"
+#: What the environment tells others: where settings are, where the gateway is and who asks it, which loop to run.
+NO_SETTINGS = frozenset({CONFIG, "ISOTHERM_URL", "ISOTHERM_KEY", "ISOTHERM_LOOP"})
 
 
 class IndexSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -127,7 +129,7 @@ def load(
         except (OSError, tomllib.TOMLDecodeError) as error:
             raise SettingsError(f"{file}: {error}") from error
     for name, text in environment.items():
-        if name.startswith(ENVIRONMENT) and name != CONFIG:
+        if name.startswith(ENVIRONMENT) and name not in NO_SETTINGS:
             _put(values, name.removeprefix(ENVIRONMENT).lower().split("__"), _value(text))
     for key, value in (given or {}).items():
         _put(values, key.split("."), value)
