@@ -14,6 +14,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # before NumPy: our own threads s
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 from pipeline import cli_ask
+from pipeline.cli_agents import mcp
 from pipeline.cli_letters import letters_app
 from pipeline.cli_options import GATEWAY, Config, Json, Key, Set, Url, connect, run_async, settings_from
 from tiers.errors import InvalidRecord, IsothermError, ServiceMissing, SettingsError
@@ -148,7 +149,7 @@ def publish(
     sys.exit(1 if done.rejected else 0)
 
 
-for command in cli_ask.COMMANDS:
+for command in (*cli_ask.COMMANDS, mcp):
     app.command()(command)
 
 
