@@ -51,8 +51,15 @@ class Memories:
         with told():
             if not 1 <= k <= K_MAX:
                 raise InvalidRecord("k", f"k is 1 to {K_MAX}")
-            asked: Searching = {"text": text, "vector": vector, "k": k, "filter": filter, "tiers": tiers}
-            found: Result = await self._client.search(**{**asked, "at_least": self._token})
+            asked: Searching = {
+                "text": text,
+                "vector": vector,
+                "k": k,
+                "filter": filter,
+                "tiers": tiers,
+                "at_least": self._token,
+            }
+            found: Result = await self._client.search(**asked)
         keep = {"hits", "complete", "missed", "scanned", "of", "took_ms"}
         plain: dict[str, Any] = msgspec.to_builtins(found)
         return {"complete": True, **{name: value for name, value in plain.items() if name in keep}}

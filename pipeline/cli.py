@@ -15,6 +15,7 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 from pipeline import cli_ask
 from pipeline.cli_agents import mcp
+from pipeline.cli_doctor import doctor
 from pipeline.cli_letters import letters_app
 from pipeline.cli_options import GATEWAY, Config, Json, Key, Set, Url, connect, run_async, settings_from
 from tiers.errors import InvalidRecord, IsothermError, ServiceMissing, SettingsError
@@ -149,7 +150,7 @@ def publish(
     sys.exit(1 if done.rejected else 0)
 
 
-for command in (*cli_ask.COMMANDS, mcp):
+for command in (*cli_ask.COMMANDS, mcp, doctor):
     app.command()(command)
 
 
