@@ -18,6 +18,7 @@ from pipeline.cli_agents import mcp
 from pipeline.cli_doctor import doctor
 from pipeline.cli_letters import letters_app
 from pipeline.cli_options import GATEWAY, Config, Json, Key, Set, Url, connect, run_async, settings_from
+from pipeline.cli_stack import stack_app
 from tiers.errors import InvalidRecord, IsothermError, ServiceMissing, SettingsError
 
 app = typer.Typer(
@@ -26,12 +27,13 @@ app = typer.Typer(
 config_app = typer.Typer(help="Look at the settings.", no_args_is_help=True)
 app.add_typer(config_app, name="config")
 app.add_typer(letters_app, name="dead-letters")
+app.add_typer(stack_app, name="stack")
 
 
 def main() -> None:
     """Run the command line and turn our errors into one line and an exit code."""
     try:
-        app()
+        app(prog_name="isotherm")  # also as `python -m pipeline.cli`: help and completion name what is installed
     except BaseExceptionGroup as group:
         fail(_first(group))
     except BrokenPipeError:  # `isotherm changes | head`: nobody listens any more
@@ -108,7 +110,12 @@ def _print_up(stack: Any, address: str, as_json: bool) -> None:
 
 
 @app.command()
-def run(config: Config = None, given: Set = None, as_json: Json = False) -> None:
+def run(
+    roles: Annotated[str, typer.Option(help="all: a node has every role today.")] = "all",
+    config: Config = None,
+    given: Set = None,
+    as_json: Json = False,
+) -> None:
     """Run a node against the configured services; --json prints its gateway's address once it listens.
 
     Example: isotherm run --config config/isotherm.toml -s kafka.bootstrap=broker:9092
@@ -116,6 +123,11 @@ def run(config: Config = None, given: Set = None, as_json: Json = False) -> None
     from pipeline.log import configure
     from pipeline.serve import serve
 
+    if roles != "all":
+        raise SettingsError(
+            f"--roles {roles}: only `all` is possible: ingest, movement and gateway share one index in one process; "
+            "leave --roles out"
+        )
     settings = settings_from(config, given)
     configure(settings.log)
     run_async(

@@ -166,6 +166,35 @@ def why(
         print("\n".join(_told(told)))
 
 
+def export(
+    file: Annotated[str, typer.Argument(help=".parquet, .arrow or .jsonl; - writes JSON lines to standard output.")],
+    where: Annotated[str | None, typer.Option("--filter", help="Only those for which this holds.")] = None,
+    tiers: Annotated[str | None, typer.Option(help="Only from these, as in cold,glacier.")] = None,
+    include: Annotated[str | None, typer.Option(help="Of payload,attributes,vector; all if not given.")] = None,
+    url: Url = GATEWAY,
+    key: Key = None,
+    as_json: Json = False,
+) -> None:
+    """Write every memory to a file that `isotherm publish` reads again, with progress.
+
+    Parquet and Arrow keep every byte; JSON lines leave out when a memory expires.
+
+    Example: isotherm export memories.parquet --filter "event_time >= '2026-01-01'"
+    """
+    from pipeline.client_calls import Criteria
+    from pipeline.export import export as write
+
+    asked: Criteria = {
+        "filter": where,
+        "tiers": tiers.split(",") if tiers is not None else None,
+        "include": include.split(",") if include is not None else None,
+    }
+    with connect(url, key) as client:
+        count = write(client, file, asked, quiet=as_json)
+    said = json.dumps({"exported": count, "file": file}) if as_json else f"exported {count}"
+    print(said, file=sys.stderr if file == "-" else sys.stdout)
+
+
 def _told(told: dict[str, Any]) -> list[str]:
     """Return an answer of /v1/why as lines."""
     what = "deleted; its tombstone is" if told["deleted"] else "and a copy in hot" if told["copy_in_hot"] else ""
@@ -197,4 +226,4 @@ def _show(found: dict[str, Any] | None, identifier: str, as_json: bool) -> None:
     print(json.dumps(found) if as_json else json.dumps(found, indent=2))
 
 
-COMMANDS = (get, search, delete, tiers, changes, why)
+COMMANDS = (get, search, delete, export, tiers, changes, why)
