@@ -14,6 +14,7 @@ from collections.abc import Iterable
 from datetime import datetime
 from typing import Any, NamedTuple
 
+from rich.columns import Columns
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.table import Table
@@ -137,14 +138,12 @@ def _foot(now: Answer, rate: Rates | None, ingests: list[float]) -> list[Rendera
     dirty = sum(now["dirty"].values())
     lines: list[RenderableType] = []
     order = list(now["tiers"])
-    flows = sorted(
-        (rate or totals(now)).flows.items(), key=lambda each: [order.index(t) for t in each[0] if t in order]
-    )
-    flowing = [(way, each) for way, each in flows if each]
-    if flowing:
+    flows = [(way, each) for way, each in (rate or totals(now)).flows.items() if each]
+    flows.sort(key=lambda flow: [order.index(tier) for tier in flow[0] if tier in order])
+    if flows:
         unit = "/s" if rate else ""
-        ways = (f"{source or 'log'} → {target or 'gone'} {_rate(each)}{unit}" for (source, target), each in flowing)
-        lines.append(Text.assemble(("moving ", "dim"), "   ".join(_unbroken(way) for way in ways)))
+        ways = [f"{source or 'log'} → {target or 'gone'} {_rate(each)}{unit}" for (source, target), each in flows]
+        lines.append(_side_by_side([Text("moving", "dim"), *map(Text, ways)]))
     if ingests:
         lines.append(Text.assemble(("arriving ", "dim"), (spark(ingests), COLOURS["hot"]), f" {_rate(ingests[-1])}/s"))
     facts = [
@@ -156,9 +155,7 @@ def _foot(now: Answer, rate: Rates | None, ingests: list[float]) -> list[Rendera
     if total := sum(reads.get(name, 0.0) for name in now["tiers"]):
         quick, copied = (reads.get(name, 0.0) / total for name in ("hot", "copies"))  # copies are part of hot's
         facts.append(("reads from hot", f"{quick:.0%}" + (f" ({copied:.0%} copies)" if copied else "")))
-    lines.append(
-        Text("   ").join(Text.assemble((_unbroken(f"{name} "), "dim"), _unbroken(value)) for name, value in facts)
-    )
+    lines.append(_side_by_side([Text.assemble((f"{name} ", "dim"), value) for name, value in facts]))
     if letters:
         worst = ", ".join(
             f"{reason} {count:,}" for reason, count in sorted(letters.items(), key=lambda each: -each[1])[:4]
@@ -205,9 +202,9 @@ def _duration(milliseconds: float) -> str:
     return f"{milliseconds:.0f} ms" if milliseconds < 1000 else f"{milliseconds / 1000:.1f} s"
 
 
-def _unbroken(text: str) -> str:
-    """Return a text that no line end may divide."""
-    return text.replace(" ", "\u00a0")
+def _side_by_side(items: list[Text]) -> RenderableType:
+    """Return texts beside each other, none of them divided by a line's end."""
+    return Columns(items, padding=(0, 3))
 
 
 def _listed(numbers: Iterable[int]) -> str:
