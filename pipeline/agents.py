@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from pipeline.client import AsyncClient
-from pipeline.client_calls import Searching
+from pipeline.client_questions import Searching
 from pipeline.client_results import Result
 from tiers.errors import InvalidRecord, IsothermError, SettingsError
 
@@ -80,7 +80,7 @@ class Memories:
         """Say how many memories each tier holds, and how far behind the log the answers are."""
         with told():
             found = await self._client.tiers()
-        return {"tiers": found["tiers"], "freshness": found["freshness"]}
+        return {name: found[name] for name in ("tiers", "freshness") if name in found}
 
     async def remember(
         self,

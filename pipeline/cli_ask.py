@@ -45,7 +45,7 @@ def search(
 
     Example: isotherm search "compress a file with gzip" --k 5 --tiers hot,warm
     """
-    from pipeline.client_calls import Searching
+    from pipeline.client_questions import Searching
     from pipeline.looks import table_of_hits
 
     if (text is None) == (vector is None):
@@ -181,7 +181,7 @@ def export(
 
     Example: isotherm export memories.parquet --filter "event_time >= '2026-01-01'"
     """
-    from pipeline.client_calls import Criteria
+    from pipeline.client_questions import Criteria
     from pipeline.export import export as write
 
     asked: Criteria = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -100,4 +101,4 @@ def _print(kept: Kept, as_json: bool, silent: list[str] | None = None) -> None:
         state = "  does not answer" if silent and service.name in silent else ""
         print(f"# {service.software} {service.version}: {service.address} (process {service.pid}){state}")
     for name, value in kept.settings.items():
-        print(f"export ISOTHERM_{name.upper().replace('.', '__')}={value}")
+        print(f"export ISOTHERM_{name.upper().replace('.', '__')}={shlex.quote(value)}")

@@ -2,81 +2,21 @@
 
 from __future__ import annotations
 
-import base64
-from collections.abc import Iterable, Mapping, Sequence
-from datetime import datetime
-from typing import Any, TypedDict
+from collections.abc import Iterable, Mapping
+from typing import Any
 from urllib.parse import quote
 
 import msgspec
-import numpy as np
 import pyarrow as pa
 
 from pipeline import client_results as results
 from pipeline.client_exchange import Answer, Call
+from pipeline.client_questions import Criteria, Reading, Retrieving, Searching, params_of, question, vector_b64
 from pipeline.client_results import ARROW, Memory, Result, SqlResult
 from producers import columns
 from tiers.errors import InvalidRecord
-from tiers.record import Floats
 
 JSON = "application/json"
-
-
-class Criteria(TypedDict, total=False):
-    """Which memories: a SQL condition, tiers by name, event times [from, to); and what of them to show."""
-
-    filter: str | None
-    tiers: Sequence[str] | None
-    time_from: datetime | None
-    time_to: datetime | None
-    include: Sequence[str] | None
-
-
-class Reading(Criteria, total=False):
-    """A question with a deadline of the gateway's (ms) and the token of a write that it has to see."""
-
-    deadline_ms: float | None
-    at_least: str | None
-
-
-class Searching(Reading, total=False):
-    """The `k` nearest to exactly one of a vector, words, or the memory `id`."""
-
-    vector: Floats | Sequence[float] | None
-    text: str | None
-    id: str | None
-    k: int
-    exact: bool
-    explain: bool
-
-
-class Retrieving(Reading, total=False):
-    """Memories by `ids`, or a page of at most `limit` of those that meet the criteria; `cursor` goes on after one."""
-
-    ids: Sequence[str] | None
-    limit: int
-    cursor: str | None
-
-
-class Publishing(TypedDict, total=False):
-    """What a memory carries beside id and vector (or text); `payload` anything that JSON can say."""
-
-    text: str | None
-    payload: Any
-    attributes: Mapping[str, Any] | None
-    event_time: datetime | None
-    ttl_s: float | None
-
-
-def vector_b64(vector: Floats | Sequence[float]) -> str:
-    """Return a vector as base64 of little-endian float32; InvalidRecord for what is no row of numbers."""
-    try:
-        floats = np.asarray(vector, "<f4")
-    except (ValueError, TypeError) as error:
-        raise InvalidRecord("vector", f"a vector is a row of numbers: {error}") from error
-    if floats.ndim != 1:
-        raise InvalidRecord("vector", f"a vector is a row of numbers; this has the shape {floats.shape}")
-    return base64.b64encode(floats.tobytes()).decode()
 
 
 # -- writing -----------------------------------------------------------------------------------------------------------
@@ -132,28 +72,37 @@ def clear(tier: str) -> Call[int]:
 
 def get(identifier: str, asked: Reading) -> Call[Memory | None]:
     """Return the call for the newest version of one memory."""
-    params = _params(asked)
+    params = params_of(asked)
     return Call(method="GET", path=_memory(identifier), parse=results.memory, safe=True, params=params, absent=True)
 
 
 def search(asked: Searching, *, arrow: bool) -> Call[Result]:
     """Return the call for the nearest."""
-    return _asking("/v1/search", _question(asked), results.result, arrow=arrow)
+    return _asking("/v1/search", question(asked), results.result, arrow=arrow)
 
 
 def search_many(asked: Iterable[Searching]) -> Call[list[Result]]:
     """Return the call for several searches, answered in their order."""
-    return _asking("/v1/search", {"queries": [_question(each) for each in asked]}, results.results)
+    return _asking("/v1/search", {"queries": [question(each) for each in asked]}, results.results)
 
 
 def retrieve(asked: Retrieving, *, arrow: bool) -> Call[Result]:
     """Return the call for memories by ids, or a page."""
-    return _asking("/v1/retrieve", _question(asked), results.result, arrow=arrow)
+    return _asking("/v1/retrieve", question(asked), results.result, arrow=arrow)
 
 
-def sql(query: str) -> Call[SqlResult]:
+def sql(query: str, deadline_ms: float | None, *, arrow: bool) -> Call[SqlResult]:
     """Return the call for one read-only statement."""
-    return _asking("/v1/sql", {"query": query}, results.sql)
+    return _asking("/v1/sql", question({"query": query, "deadline_ms": deadline_ms}), results.sql, arrow=arrow)
+
+
+def operate(what: str, body: Mapping[str, Any]) -> Call[dict[str, Any]]:
+    """Return the call for an operator's work that takes as long as it takes (snapshots, verify)."""
+    headers = {"content-type": JSON}
+    content = _encode(body)
+    return Call(
+        method="POST", path=f"/v1/{what}", parse=_plain, safe=False, headers=headers, content=content, patient=True
+    )
 
 
 def everything(asked: Criteria, *, arrow: bool) -> Call[Any]:
@@ -164,7 +113,7 @@ def everything(asked: Criteria, *, arrow: bool) -> Call[Any]:
         path="/v1/memories",
         parse=_stream,
         safe=True,
-        params=_params(asked),
+        params=params_of(asked),
         headers=accept,
         streams=True,
     )
@@ -196,34 +145,11 @@ def why(identifier: str) -> Call[dict[str, Any] | None]:
 # -- inside ------------------------------------------------------------------------------------------------------------
 
 _encode = msgspec.json.Encoder().encode
-_NAMES = {"time_from": "from", "time_to": "to"}
 
 
 def _asking(path: str, body: object, parse: Any, *, arrow: bool = False) -> Call[Any]:
     headers = {"content-type": JSON, "accept": ARROW if arrow else JSON}
     return Call(method="POST", path=path, parse=parse, safe=True, headers=headers, content=_encode(body))
-
-
-def _question(asked: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a question as the gateway takes it; what is None was not asked."""
-    given = {_NAMES.get(name, name): value for name, value in asked.items() if value is not None}
-    if "vector" in given:
-        given["vector_b64"] = vector_b64(given.pop("vector"))
-    for name, value in given.items():
-        if isinstance(value, datetime) and value.tzinfo is None:
-            raise InvalidRecord(name, f"{name} needs a time zone, such as datetime.UTC")
-    return given
-
-
-def _params(asked: Mapping[str, Any]) -> dict[str, str]:
-    """Return criteria as a query string's parameters."""
-    return {name: _text(value) for name, value in _question(asked).items()}
-
-
-def _text(value: object) -> str:
-    if isinstance(value, datetime):
-        return value.isoformat()
-    return value if isinstance(value, str) else ",".join(value) if isinstance(value, Iterable) else str(value)
 
 
 def _memory(identifier: str) -> str:

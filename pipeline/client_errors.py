@@ -1,7 +1,7 @@
 """What a client of the gateway can meet, by what its caller should do. Each says on its class whether it is retriable.
 
     GatewayError            the gateway answered with a problem object (RFC 9457), in `problem`
-    ├ Refused               400, 405, 413, 415: what was sent can never be taken; `field`, `reason`, `position`
+    ├ Refused               400, 405, 413, 415: what was sent can never be taken; `field`, `reason`, `position` say what
     ├ Unauthorized          401: no key, or one that is not known, not yet valid, expired or revoked
     ├ Forbidden             403: the key may not do this
     ├ NotFound              404
@@ -30,7 +30,11 @@ PREFIX = "urn:isotherm:"
 
 
 class GatewayError(IsothermError):
-    """The gateway answered with a problem object; `problem` holds it, `type` its stable end ("not-found")."""
+    """The gateway answered with a problem object; `problem` holds it, `type` its stable end ("not-found").
+
+    `position` is that of the memory in the body that it is about, None where it is about the whole; `field` names what
+    is wrong, "" where nothing in particular is.
+    """
 
     def __init__(self, problem: Mapping[str, Any], retry_after_s: float | None = None) -> None:
         Exception.__init__(self, f"{problem.get('title')}: {problem.get('detail')}")
@@ -38,16 +42,16 @@ class GatewayError(IsothermError):
         self.type = str(problem.get("type", "")).removeprefix(PREFIX)
         self.status = int(problem.get("status", 0))
         self.retry_after_s = retry_after_s
-
-
-class Refused(GatewayError, InvalidRecord):
-    """What was sent can never be taken; `position` is that of the memory in the body, None where it is the body."""
-
-    def __init__(self, problem: Mapping[str, Any], retry_after_s: float | None = None) -> None:
-        GatewayError.__init__(self, problem, retry_after_s)
         self.field = str(problem.get("field", ""))
         self.reason = str(problem.get("reason") or self.field or "invalid")
         self.position: int | None = problem.get("position")
+
+
+class Refused(GatewayError, InvalidRecord):
+    """What was sent can never be taken."""
+
+    def __init__(self, problem: Mapping[str, Any], retry_after_s: float | None = None) -> None:
+        GatewayError.__init__(self, problem, retry_after_s)
         detail = str(problem.get("detail"))
         self.args = (detail if self.position is not None or self.field in detail else f"{self.field}: {detail}",)
 

@@ -23,6 +23,7 @@ T = TypeVar("T")
 
 BASE_S = 0.1  # the first pause; each further one is twice as long
 PAUSE_S_MAX = 2.0
+PATIENCE_S = 86_400.0
 AGAIN = (429, 502, 503)  # answers after which a read is asked again
 #: Failures before a connection was there: nothing can have been sent.
 UNSENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.ProxyError, httpx.UnsupportedProtocol)
@@ -64,6 +65,7 @@ class Call(Generic[T]):
     content: bytes | None = None
     streams: bool = False
     absent: bool = False  # 404 is an answer: parse is given it
+    patient: bool = False  # it takes as long as it takes
 
 
 class Attempt(NamedTuple):
@@ -78,6 +80,10 @@ class Limits(NamedTuple):
 
     retries: int
     deadline_s: float
+
+    def of(self, call: Call[Any]) -> Limits:
+        """Return the limits of a call: a patient one may take a day."""
+        return self._replace(deadline_s=PATIENCE_S) if call.patient else self
 
 
 def fault_of(error: Exception) -> Fault:

@@ -59,18 +59,29 @@ class Result(msgspec.Struct, kw_only=True, omit_defaults=True):
         return table_of(self.hits) if self.arrow is None else read(self.arrow)
 
 
+class Column(msgspec.Struct):
+    """A column of a SQL answer, with the type that the statement gives it."""
+
+    name: str
+    type: str
+
+
 class SqlResult(msgspec.Struct, kw_only=True, omit_defaults=True):
     """A table, and how old the snapshot is that it comes from; `truncated` when a bound of rows or bytes cut it."""
 
-    columns: list[str]
+    columns: list[Column]
     rows: list[list[Any]]
+    row_count: int = 0
     snapshot_age_ms: float = 0.0
     truncated: bool = False
+    arrow: bytes | None = None
 
     def to_arrow(self) -> pa.Table:
-        """Return the rows as a table; types are inferred."""
+        """Return the rows as a table; with exact types where the answer came in Arrow, else they are inferred."""
+        if self.arrow is not None:
+            return read(self.arrow)
         values = zip(*self.rows, strict=True) if self.rows else ([] for _ in self.columns)
-        return pa.table([pa.array(list(column)) for column in values], names=self.columns)
+        return pa.table([pa.array(list(column)) for column in values], names=[each.name for each in self.columns])
 
 
 def result(answer: Answer) -> Result:
@@ -95,7 +106,17 @@ def memory(answer: Answer) -> Memory | None:
 
 def sql(answer: Answer) -> SqlResult:
     """Return a table of SQL."""
-    return msgspec.json.decode(answer.body, type=SqlResult)
+    if not is_arrow(answer):
+        return msgspec.json.decode(answer.body, type=SqlResult)
+    table = read(answer.body)
+    return SqlResult(
+        columns=[Column(field.name, str(field.type)) for field in table.schema],
+        rows=[list(row) for row in zip(*(column.to_pylist() for column in table.columns), strict=True)],
+        row_count=table.num_rows,
+        snapshot_age_ms=float(answer.headers.get("isotherm-snapshot-age-ms", 0)),
+        truncated=answer.headers.get("isotherm-truncated") == "true",
+        arrow=answer.body,
+    )
 
 
 def is_arrow(answer: Answer) -> bool:

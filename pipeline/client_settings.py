@@ -20,6 +20,17 @@ RETRIES = 3
 LIMITS = httpx.Limits(max_connections=20, max_keepalive_connections=10, keepalive_expiry=2.0)
 
 
+def base_of(url: str) -> str:
+    """Return the gateway's address without a final slash; SettingsError for what is none."""
+    try:
+        parsed = httpx.URL(url)
+    except httpx.InvalidURL as error:
+        raise SettingsError(f"{url!r} is no address of a gateway ({error}); write it as in {GATEWAY}") from error
+    if parsed.scheme not in ("http", "https") or not parsed.host:
+        raise SettingsError(f"{url!r} is no address of a gateway; write it as in {GATEWAY}")
+    return url.rstrip("/")
+
+
 def headers_of(key: str | None) -> dict[str, str]:
     """Return what every request carries; SettingsError for a key that cannot be one, which is not repeated."""
     headers = {"user-agent": f"isotherm/{_version()}"}

@@ -5,6 +5,7 @@ Each `take`s the bytes that came and returns what they complete; `end` raises Va
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -24,6 +25,7 @@ from tiers.errors import InvalidRecord, IsothermError, ServiceMissing
 T = TypeVar("T")
 
 MESSAGE_BYTES_MAX = 1 << 28  # of one Arrow message: a page is far smaller
+CURSOR = re.compile(r"[!-~]{1,4096}")  # what a header can carry
 AGAIN_MAX = 1000  # tries to reach a gateway that was lost; the time is what ends them
 LINE_BYTES_MAX = 1 << 25  # of one JSON line or one server-sent event
 
@@ -121,6 +123,11 @@ class Feed:
     pause_s: float = 1.0
     _rest: bytes = b""
     _event: dict[str, list[bytes]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Refuse what no gateway gave."""
+        if not CURSOR.fullmatch(self.cursor):
+            raise InvalidRecord("cursor", f"{self.cursor!r} is no cursor; use beginning, end, or one that a change had")
 
     def headers(self) -> dict[str, str]:
         """Return what a connection asks with."""

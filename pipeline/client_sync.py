@@ -13,10 +13,10 @@ import httpx
 import pyarrow as pa
 
 from pipeline import client_calls as calls
-from pipeline.client_calls import Criteria, Publishing, Reading, Retrieving, Searching
 from pipeline.client_exchange import Answer, Attempt, Call, Fault, Limits, Pause, exchange, fault_of
+from pipeline.client_questions import Criteria, Publishing, Reading, Retrieving, Searching
 from pipeline.client_results import Memory, Result, SqlResult
-from pipeline.client_settings import CONNECT_S, GATEWAY, LIMITS, RETRIES, TIMEOUT_S, headers_of
+from pipeline.client_settings import CONNECT_S, GATEWAY, LIMITS, RETRIES, TIMEOUT_S, base_of, headers_of
 from pipeline.client_streams import AGAIN_MAX, Announced, Batches, Feed, Lines, Taking, cut_short
 from tiers.errors import IsothermError
 from tiers.record import Floats
@@ -34,7 +34,7 @@ class Client:
     def __init__(
         self, url: str = GATEWAY, *, key: str | None = None, timeout_s: float = TIMEOUT_S, retries: int = RETRIES
     ) -> None:
-        self.url = url.rstrip("/")
+        self.url = base_of(url)
         self._limits = Limits(retries, timeout_s)
         self._http = httpx.Client(base_url=self.url, headers=headers_of(key), limits=LIMITS)
 
@@ -117,9 +117,17 @@ class Client:
         """Yield the same as Arrow batches with the record columns and `tier`: the way to volume."""
         return self._stream(calls.everything(asked, arrow=True), Batches())
 
-    def sql(self, query: str) -> SqlResult:
+    def sql(self, query: str, deadline_ms: float | None = None, *, arrow: bool = False) -> SqlResult:
         """Return the answer to one read-only statement, and how old the snapshot is that it comes from."""
-        return self._ask(calls.sql(query))
+        return self._ask(calls.sql(query, deadline_ms, arrow=arrow))
+
+    def snapshot(self, name: str) -> dict[str, Any]:
+        """Back the node up under a name, however long that takes; returns what was written."""
+        return self._ask(calls.operate("snapshots", {"name": name}))
+
+    def verify(self, *, repair: bool = False) -> dict[str, Any]:
+        """Cross-check all tiers, however long that takes; `repair` mends what is derived. Returns what was found."""
+        return self._ask(calls.operate("verify", {"repair": repair}))
 
     def tiers(self) -> dict[str, Any]:
         """Return what each tier holds against its limits, and what moves between them."""
@@ -152,7 +160,7 @@ class Client:
     # -- inside --------------------------------------------------------------------------------------------------------
 
     def _ask(self, call: Call[T]) -> T:
-        return self._drive(call, self._limits, self._try)
+        return self._drive(call, self._limits.of(call), self._try)
 
     def _drive(self, call: Call[T], limits: Limits, send: Callable[[Attempt], Answer | Fault]) -> T:
         steps = exchange(call, self.url, limits, time.monotonic, random.random)

@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.client import Client
-from pipeline.client_calls import Criteria
+from pipeline.client_questions import Criteria
 from pipeline.looks import progress
 from tiers.errors import InvalidRecord
 

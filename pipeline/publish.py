@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 from rich.console import Console
 
 from pipeline.body import NDJSON_TYPE
-from pipeline.client import Client, Refused, TooManyRequests
+from pipeline.client import Client, Forbidden, Refused, TooManyRequests
 from pipeline.looks import progress
 from producers import columns, events
 from producers.events import ARROW_TYPE
@@ -157,22 +157,24 @@ def _submit(client: Client, chunk: Chunk, outcome: Outcome, rejects: IO[bytes] |
             if busy > BUSY_MAX:
                 raise
             time.sleep(min(BUSY_S_MAX, error.retry_after_s or 1.0))
-        except Refused as error:
+        except (Refused, Forbidden) as error:  # forbidden: an id outside of the key's namespaces
+            if error.position is None and isinstance(error, Forbidden):
+                raise
             if error.position is None:  # the whole of it: another kind of file than we can send
                 raise InvalidRecord(error.reason, f"{error}; {outcome.published} memories were published") from error
-            _reject(outcome, rejects, chunk.numbers[error.position], error, chunk.shown(error.position))
+            text = str(error.problem.get("detail")).partition(": ")[2] or str(error)  # "memory 3: why"
+            _reject(outcome, rejects, chunk.numbers[error.position], error.reason, text, chunk.shown(error.position))
             chunk = chunk.without(error.position)
         else:
             return
 
 
-def _reject(outcome: Outcome, rejects: IO[bytes] | None, number: int, error: InvalidRecord, shown: Any) -> None:
+def _reject(outcome: Outcome, rejects: IO[bytes] | None, number: int, reason: str, text: str, shown: Any) -> None:
     outcome.rejected += 1
-    text = str(error).partition(": ")[2] if isinstance(error, Refused) else str(error)
     if len(outcome.errors) < ERRORS_SHOWN:
         outcome.errors.append(f"{number}: {text}")
     if rejects is not None:
-        said = {"position": number, "reason": error.reason, "error": text, "input": shown}
+        said = {"position": number, "reason": reason, "error": text, "input": shown}
         rejects.write(msgspec.json.encode(said) + b"\n")
 
 
@@ -212,8 +214,8 @@ def _lines(stream: IO[bytes], outcome: Outcome, rejects: IO[bytes] | None) -> It
         if len(line) == LINE_BYTES_MAX and not line.endswith(b"\n"):
             while (rest := stream.readline(LINE_BYTES_MAX)) and not rest.endswith(b"\n"):
                 pass
-            error = InvalidRecord("event_size", f"a line has at most {LINE_BYTES_MAX} bytes")
-            _reject(outcome, rejects, number, error, line[:200].decode("utf-8", "replace"))
+            text = f"a line has at most {LINE_BYTES_MAX} bytes"
+            _reject(outcome, rejects, number, "event_size", text, line[:200].decode("utf-8", "replace"))
         elif line := line.strip():
             chunk.numbers.append(number)
             chunk.lines.append(line)

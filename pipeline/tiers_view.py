@@ -66,8 +66,22 @@ def frame(
     now: Answer, before: Answer | None, ingests: Iterable[float] = (), where: str = "", fault: str = ""
 ) -> RenderableType:
     """Return one moment as it is drawn; `ingests` are the last rates of arrival, `fault` why it is an old one."""
+    now, before = whole(now), whole(before) if before is not None else None
     rate = rates(now, before)
     return Group(_head(now, where, fault), Text(), _tiers(now, rate), Text(), *_foot(now, rate, list(ingests)))
+
+
+def whole(answer: Answer) -> Answer:
+    """Return an answer with all that is drawn: a key of some namespaces is told of their records only."""
+    nothing: Answer = {"moved": [], "reads": {}, "ingested": 0, "dead_letters": {}, "dirty": {}, "paused": []}
+    nothing |= {
+        "replaying": [],
+        "copies": {"records": 0, "records_max": 0},
+        "freshness": {"lag_ms": 0},
+        "at": time.time(),
+    }
+    tier = dict.fromkeys(("records", "queued", "rows", "bytes", "rows_limit", "bytes_limit"), 0)
+    return {**nothing, **answer, "tiers": {name: {**tier, **each} for name, each in answer["tiers"].items()}}
 
 
 def totals(now: Answer) -> Rates:
@@ -174,6 +188,7 @@ def spark(values: list[float]) -> str:
 
 def line(now: Answer, before: Answer | None) -> str:
     """Return one moment as a line of text."""
+    now, before = whole(now), whole(before) if before is not None else None
     rate = rates(now, before)
     parts = [datetime.fromtimestamp(now["at"]).astimezone().strftime("%H:%M:%S")]
     for name, tier in now["tiers"].items():
@@ -246,7 +261,7 @@ def watch_live(client: Client) -> None:
                     raise
                 live.update(frame(now, None, ingests, client.url, "the gateway does not answer"), refresh=True)
                 continue
-            rate = rates(now, before)
+            rate = rates(whole(now), whole(before))
             if rate is not None:
                 ingests.append(rate.into["hot"])
             live.update(frame(now, before, ingests, client.url), refresh=True)

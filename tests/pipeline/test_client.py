@@ -87,7 +87,7 @@ def test_both_clients_have_the_same_verbs() -> None:
     assert verbs(Client) == verbs(AsyncClient)
     tried = {name.split()[0] for name in READS}
     written = {"store", "publish", "publish_body", "delete", "promote", "demote", "clear"}
-    elsewhere = {"retrieve_all", "retrieve_batches", "changes", "close", "sql"}
+    elsewhere = {"retrieve_all", "retrieve_batches", "changes", "close", "sql", "snapshot", "verify"}
     assert tried | written | elsewhere == verbs(Client).keys()
     assert sorted(clients.__all__) == clients.__all__
 

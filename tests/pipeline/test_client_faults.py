@@ -12,6 +12,7 @@ from typing import Any
 
 import httpx
 import msgspec
+import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -38,7 +39,7 @@ from pipeline.client_streams import Batches, Feed, Lines
 from producers.events import Change, encode_change
 from tests.scripted import CUT, GARBAGE, HANG_UP, Action, Scripted, answer, dripping, raw, silent
 from tiers import errors
-from tiers.errors import IsothermError, SettingsError
+from tiers.errors import InvalidRecord, IsothermError, SettingsError
 
 pytestmark = pytest.mark.unit
 
@@ -203,6 +204,36 @@ def test_an_answer_that_no_gateway_gives_is_a_missing_service(ask: Ask, stranger
         ask(server.url, "search", 5)
 
 
+@pytest.mark.parametrize("url", ["nonsense", "ftp://host", "http://", "http://h:p"])
+def test_what_is_no_address_is_a_settings_error(url: str) -> None:
+    """At once, with an example of one."""
+    with pytest.raises(SettingsError, match=r"http://127\.0\.0\.1:8080"):
+        Client(url)
+
+
+def test_sql_comes_as_rows_or_as_arrow() -> None:
+    """Columns with types, rows, how old it is, whether it was cut: from JSON and from Arrow with its headers."""
+    around = b'"row_count":2,"snapshot_age_ms":7,"truncated":true'
+    body = b'{"columns":[{"name":"n","type":"BIGINT"}],"rows":[[1],[2]],%b}' % around
+    table = pa.table({"n": [1, 2]})
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    told = ("isotherm-snapshot-age-ms: 7", "isotherm-truncated: true")
+    arrow = answer(200, sink.getvalue().to_pybytes(), *told, kind="application/vnd.apache.arrow.stream")
+    with Scripted(answer(200, body), arrow) as server, Client(server.url) as client:
+        plain, exact = client.sql("SELECT n FROM memories"), client.sql("SELECT n FROM memories", arrow=True)
+    assert table == exact.to_arrow() == plain.to_arrow()
+    for one in (plain, exact):
+        assert (["n"], [[1], [2]], 2, 7.0, True) == (
+            [column.name for column in one.columns],
+            one.rows,
+            one.row_count,
+            one.snapshot_age_ms,
+            one.truncated,
+        )
+
+
 def test_a_key_is_sent_and_never_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     """By argument or ISOTHERM_KEY; not in a repr, nor in an error; one that cannot be a key is not repeated."""
     monkeypatch.setenv("ISOTHERM_KEY", "iso_env_canary")
@@ -305,6 +336,8 @@ def test_a_feed_that_nobody_serves_any_more_ends_with_its_cursor() -> None:
         pytest.raises(Refused),
     ):
         next(client.changes("9:9"))
+    with Client("http://127.0.0.1:1") as client, pytest.raises(InvalidRecord, match="no cursor"):
+        next(client.changes("é"))
 
 
 @given(st.lists(st.integers(1, 40), max_size=30))
@@ -325,8 +358,6 @@ def test_streams_are_read_the_same_however_they_are_cut(cuts: list[int]) -> None
 @given(st.lists(st.integers(1, 200), max_size=30))
 def test_arrow_is_read_the_same_however_it_is_cut(cuts: list[int]) -> None:
     """Batches come whole, in order; a stream without its end is cut short."""
-    import pyarrow as pa
-
     batch = pa.record_batch({"id": ["a", "b"], "n": [1, 2]})
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, batch.schema) as writer:

@@ -84,6 +84,13 @@ def test_before_there_are_rates_it_shows_what_happened_since_the_start() -> None
     assert rates(NOW, NOW) is None
 
 
+def test_a_key_of_some_namespaces_sees_what_it_is_told() -> None:
+    """An answer with records only is drawn with these."""
+    told = {"namespaces": ["a"], "tiers": {name: {"records": 5} for name in NOW["tiers"]}}
+    assert "▌glacier" in drawn(told, told)
+    assert "hot 5" in line(told, None)
+
+
 def test_a_fault_and_a_replay_are_said_at_the_top() -> None:
     """Instead of being ready."""
     assert "the gateway does not answer" in drawn(NOW, None, fault="the gateway does not answer").splitlines()[0]
