@@ -15,7 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from pipeline.tiers_view import SPARKS, frame, line, rates, spark
+from pipeline.tiers_rates import rates
+from pipeline.tiers_view import SPARKS, frame, line, spark
 from tests.pipeline.test_cli import ISOTHERM
 from tests.scripted import Scripted, answer
 
