@@ -17,7 +17,7 @@ from pipeline import client_calls as calls
 from pipeline.client_exchange import Answer, Attempt, Call, Fault, Limits, Pause, exchange, fault_of
 from pipeline.client_questions import Criteria, Publishing, Reading, Retrieving, Searching
 from pipeline.client_results import Memory, Result, SqlResult
-from pipeline.client_settings import CONNECT_S, GATEWAY, LIMITS, RETRIES, TIMEOUT_S, base_of, headers_of
+from pipeline.client_settings import CONNECT_S, GATEWAY, LIMITS, RETRIES, TIMEOUT_S, base_of, headers_of, verify_of
 from pipeline.client_streams import AGAIN_MAX, Announced, Batches, Feed, Lines, Taking, cut_short
 from tiers.errors import IsothermError
 from tiers.record import Floats
@@ -37,7 +37,9 @@ class AsyncClient:
     ) -> None:
         self.url = base_of(url)
         self._limits = Limits(retries, timeout_s)
-        self._http = httpx.AsyncClient(base_url=self.url, headers=headers_of(key), limits=LIMITS)
+        self._http = httpx.AsyncClient(
+            base_url=self.url, headers=headers_of(key), limits=LIMITS, verify=verify_of(self.url)
+        )
 
     def __repr__(self) -> str:
         return f"<AsyncClient of {self.url}>"

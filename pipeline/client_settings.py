@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import re
+import ssl
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 
 import httpx
@@ -29,6 +31,19 @@ def base_of(url: str) -> str:
     if parsed.scheme not in ("http", "https") or not parsed.host:
         raise SettingsError(f"{url!r} is no address of a gateway; write it as in {GATEWAY}")
     return url.rstrip("/")
+
+
+@cache
+def _trusted() -> ssl.SSLContext:
+    return httpx.create_ssl_context()
+
+
+def verify_of(url: str) -> ssl.SSLContext:
+    """Return how a server proves its name: by the system's authorities, which take 30 ms to read, so once and on need.
+
+    Without TLS in the URL there is nothing to prove, and a context that trusts nobody.
+    """
+    return _trusted() if url.startswith("https:") else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
 
 
 def headers_of(key: str | None) -> dict[str, str]:
