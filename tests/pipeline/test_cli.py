@@ -37,6 +37,10 @@ PROMISED = (
     "tiers",
     "changes",
     "why",
+    "export",
+    "mcp",
+    "doctor",
+    "stack",
     "dead-letters",
     "config",
 )
