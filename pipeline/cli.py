@@ -14,10 +14,12 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # before NumPy: our own threads s
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 from pipeline import cli_ask
-from pipeline.cli_ask import GATEWAY, ApiKey, Url
+from pipeline.cli_agents import mcp
+from pipeline.cli_doctor import doctor
 from pipeline.cli_keys import keys_app
 from pipeline.cli_letters import letters_app
-from pipeline.cli_options import Config, Json, Set, run_async, settings_from
+from pipeline.cli_options import GATEWAY, Config, Json, Key, Set, Url, connect, run_async, settings_from
+from pipeline.cli_stack import stack_app
 from tiers.errors import InvalidRecord, IsothermError, ServiceMissing, SettingsError
 
 app = typer.Typer(
@@ -27,12 +29,13 @@ config_app = typer.Typer(help="Look at the settings.", no_args_is_help=True)
 app.add_typer(config_app, name="config")
 app.add_typer(letters_app, name="dead-letters")
 app.add_typer(keys_app, name="keys")
+app.add_typer(stack_app, name="stack")
 
 
 def main() -> None:
     """Run the command line and turn our errors into one line and an exit code."""
     try:
-        app()
+        app(prog_name="isotherm")  # also as `python -m pipeline.cli`: help and completion name what is installed
     except BaseExceptionGroup as group:
         fail(_first(group))
     except BrokenPipeError:  # `isotherm changes | head`: nobody listens any more
@@ -109,7 +112,12 @@ def _print_up(stack: Any, address: str, as_json: bool) -> None:
 
 
 @app.command()
-def run(config: Config = None, given: Set = None, as_json: Json = False) -> None:
+def run(
+    roles: Annotated[str, typer.Option(help="all: a node has every role today.")] = "all",
+    config: Config = None,
+    given: Set = None,
+    as_json: Json = False,
+) -> None:
     """Run a node against the configured services; --json prints its gateway's address once it listens.
 
     Example: isotherm run --config config/isotherm.toml -s kafka.bootstrap=broker:9092
@@ -117,6 +125,11 @@ def run(config: Config = None, given: Set = None, as_json: Json = False) -> None
     from pipeline.log import configure
     from pipeline.serve import serve
 
+    if roles != "all":
+        raise SettingsError(
+            f"--roles {roles}: only `all` is possible: ingest, movement and gateway share one index in one process; "
+            "leave --roles out"
+        )
     settings = settings_from(config, given)
     configure(settings.log)
     run_async(
@@ -132,7 +145,7 @@ def publish(
     ] = "-",
     rejects: Annotated[Path | None, typer.Option(help="Write what was refused here, a JSON line each.")] = None,
     url: Url = GATEWAY,
-    key: ApiKey = None,
+    key: Key = None,
     as_json: Json = False,
 ) -> None:
     """Publish a file of memories to the log through a gateway; exit 1 when some were rejected.
@@ -141,7 +154,8 @@ def publish(
     """
     from pipeline.publish import publish_file
 
-    done = publish_file(url, file, rejects, quiet=as_json, key=key)
+    with connect(url, key) as client:
+        done = publish_file(client, file, rejects, quiet=as_json)
     if as_json:
         said = {"published": done.published, "rejected": done.rejected, "errors": done.errors, "token": done.token}
         print(json.dumps(said))
@@ -150,7 +164,7 @@ def publish(
     sys.exit(1 if done.rejected else 0)
 
 
-for command in cli_ask.COMMANDS:
+for command in (*cli_ask.COMMANDS, mcp, doctor):
     app.command()(command)
 
 

@@ -33,7 +33,7 @@ from tiers.warm_settings import WarmSettings
 
 ENVIRONMENT = "ISOTHERM_"
 CONFIG = "ISOTHERM_CONFIG"
-#: What begins like a setting and is none: for the command line, and for clients.
+#: What the environment tells others: where settings are, where the gateway is and who asks it, which loop to run.
 NO_SETTINGS = frozenset({CONFIG, "ISOTHERM_URL", "ISOTHERM_KEY", "ISOTHERM_LOOP"})
 
 

@@ -37,6 +37,10 @@ PROMISED = (
     "tiers",
     "changes",
     "why",
+    "export",
+    "mcp",
+    "doctor",
+    "stack",
     "dead-letters",
     "config",
     "keys",
@@ -249,7 +253,7 @@ def test_the_change_feed_ends_where_it_is_told_to(stack: Stack, prefix: str, tmp
             http.post("/v1/memories", json=[{"id": f"c{n}", "vector": [1.0] * DIM} for n in range(8)])
         shown = isotherm("changes", "--from", "beginning", "--limit", "1", "--json", "--url", url)
         cursor = json.loads(shown.stdout)["cursor"]
-        command = [*ISOTHERM, "changes", "--from", cursor, "--url", url]
+        command = [*ISOTHERM, "changes", "--from", cursor, "--url", url, "--reconnect-s", "0.5"]
         with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as following:
             assert following.stdout is not None
             assert "hot -> " in following.stdout.readline()
