@@ -37,6 +37,8 @@ from consumers.watermark import Watermark
 from pipeline.embed import load_embedder
 from pipeline.manifest import Clearances, DataDirectory, Manifest
 from pipeline.settings import Settings
+from pipeline.sql import Sql
+from pipeline.sql_snapshot import Maker
 from pipeline.topics import ensure_topics
 from producers.access import Access
 from producers.age import AgeMonitor
@@ -99,6 +101,7 @@ class Node:
     clearing: Clearing
     lanes: dict[int, Lane]
     search_pool: SerialExecutor
+    sql: Sql
     embed: Embed | None
     services: list[Service] = field(default_factory=list)
 
@@ -228,8 +231,9 @@ async def open_node(settings: Settings) -> AsyncIterator[Node]:
             clearing=clearing,
             lanes=lanes,
             search_pool=search_pool,
+            sql=(sql := _open_sql(stack, settings, shape, index, tiers)),
             embed=embed,
-            services=[reader, *lanes.values(), monitor, access, commit, upkeep, promotion, expiry, coder, lease],
+            services=[reader, *lanes.values(), monitor, access, commit, upkeep, promotion, expiry, coder, sql, lease],
         )
         yield node
         await commit.step()  # reached only after an orderly stop: lanes are quiet, the last watermark is true
@@ -260,6 +264,18 @@ async def _open_coder(stack: AsyncExitStack, settings: Settings, index: Index, d
     coder = Coder(index, data / "codebook", settings.index.train_rows, pool)
     await coder.load()
     return coder
+
+
+def _open_sql(
+    stack: AsyncExitStack, settings: Settings, shape: pa.Schema, index: Index, tiers: Mapping[TierName, Tier]
+) -> Sql:
+    """Return what answers SQL; its snapshots lie under `data`, and go with the node."""
+    thread = SerialExecutor("sql")
+    stack.callback(thread.close)
+    maker = Maker(index, tiers, shape, settings.sql.snapshot_bytes_max, thread, now_ms)
+    sql = Sql(settings.sql, maker, Path(settings.data).absolute() / "sql", thread, now_ms)
+    stack.callback(sql.close)
+    return sql
 
 
 async def rebuild(

@@ -23,6 +23,7 @@ from pipeline.problems import on_error, problem
 from pipeline.routes_operate import Operator
 from pipeline.routes_publish import Publishing
 from pipeline.routes_read import Reads
+from pipeline.routes_sql import sql_routes
 from producers import events
 from producers.decoder import EventDecoder
 from tiers.errors import IsothermError
@@ -44,6 +45,7 @@ class Gateway:
                 Route("/v1/memories", publishing.publish, methods=["POST"]),
                 Route("/v1/memories/{id:path}", publishing.delete, methods=["DELETE"]),
                 *Reads(manager, self._metrics, self._decoder, self._body).routes,
+                *sql_routes(manager, self._body),
                 Route("/v1/tiers", self.tiers, methods=["GET"]),
                 Route("/v1/changes", self.changes, methods=["GET"]),
                 *Operator(manager).routes(),

@@ -18,6 +18,7 @@ import msgspec
 
 from consumers.commit import CommitSettings
 from consumers.demote import MoveSettings
+from pipeline.sql_settings import SqlSettings
 from producers.access import AccessSettings
 from producers.age import AgeSettings
 from producers.expiry import ExpirySettings
@@ -105,6 +106,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     commit: CommitSettings = CommitSettings()
     node: NodeSettings = NodeSettings()
     gateway: GatewaySettings = GatewaySettings()
+    sql: SqlSettings = SqlSettings()
     log: LogSettings = LogSettings()
 
     def owned(self) -> list[int]:

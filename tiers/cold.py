@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext
+from pathlib import Path
 
 import msgspec
 import numpy as np
@@ -164,6 +165,13 @@ class ColdMemory:
             batch = await self._writer.run(self._rows.page, int(page[0]), int(page[-1]))
             if batch.num_rows:
                 yield batch
+
+    async def copy(self, target: Path, bytes_max: int) -> int:
+        """Copy the database file as it is at one moment; every row there is has a slot below the one returned.
+
+        Writes wait meanwhile (about 0.6 s for 360 MB). TierFull, TierUnavailable: there is no copy.
+        """
+        return await self._writer.run(self._rows.copy, target, bytes_max)
 
     async def usage(self) -> Usage:
         """See Tier; bytes of both files, free blocks inside them left out."""

@@ -17,7 +17,7 @@ import structlog
 
 from tiers import codec, record
 from tiers.cold_table import Table
-from tiers.errors import OutcomeUnknown, TierCorrupt, TierFull
+from tiers.errors import OutcomeUnknown, TierCorrupt, TierFull, TierUnavailable
 from tiers.record import Int64s, Row
 from tiers.side import SideFile
 from tiers.tier import Location, Usage
@@ -112,6 +112,30 @@ class ColdRows:
         self._side.clear()
         self._evicted_bytes = self._limits.checkpoint_bytes
         self._upkeep()
+
+    def copy(self, target: Path, bytes_max: int) -> int:
+        """Checkpoint and copy the DuckDB file; returns the slot that the next row will get.
+
+        TierFull when it is larger than `bytes_max`; TierUnavailable where the disk has no room; OutcomeUnknown.
+        """
+        if self._unknown is not None:
+            raise OutcomeUnknown(str(self._unknown)) from self._unknown
+        size = self._table.file.stat().st_size + self._table.wal_bytes
+        if size > bytes_max:
+            raise TierFull(f"cold's file has {size:,} bytes, and {bytes_max:,} may be copied")
+        if self._table.free < self._limits.reserve_bytes + size:
+            raise TierUnavailable(f"the disk of {self._table.file} has no room for a copy of it")
+        try:
+            if self._table.wal_bytes and not self._table.checkpoint():
+                raise TierUnavailable(f"the disk of {self._table.file} has no room to checkpoint it")
+        except OutcomeUnknown as error:
+            self._unknown = error
+            raise
+        try:
+            self._table.copy(target)
+        except OSError as error:
+            raise TierUnavailable(str(error)) from error
+        return self._next
 
     def _make_sure_of_room(self, rows: int, size: int) -> None:
         """Raise TierFull when a limit would be passed; `size` counts twice, in DuckDB and beside it."""

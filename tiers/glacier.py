@@ -31,6 +31,7 @@ from tiers.recent import Recent
 from tiers.record import Int64s, Row
 from tiers.rewrite import Rewrite
 from tiers.storage import Storage
+from tiers.takeout import take_out
 from tiers.tier import Location, Query, Receipt, Result, TierName, Usage
 from tiers.worker import SerialExecutor
 
@@ -187,6 +188,27 @@ class GlacierMemory:
             self._recent.clear()
             if self._alone:
                 self.index = Index.of(self.shape, self.index.metric)
+
+    def file_of(self, where: Location) -> DataFile | None:
+        """Return the file that holds a location now, replaced ones that are not vacuumed yet among them."""
+        place = self._files.find(where)
+        return None if place is None else place[0]
+
+    def files(self) -> list[DataFile]:
+        """Return the files of the current version by partition and number."""
+        return self._files.live()
+
+    @property
+    def version(self) -> int:
+        """The version of the Delta table that `files` belongs to."""
+        return self._files.archive.log.version
+
+    async def take_out(self, file: DataFile, target: Path) -> int:
+        """Put a file of the archive in a directory of this machine; returns the bytes that had to be copied.
+
+        Linked where it lies on the same disk. FileNotFoundError when it was vacuumed; TierUnavailable.
+        """
+        return await self._readers.run(take_out, self._files.archive.storage, file, target)
 
     async def usage(self) -> Usage:
         """See Tier. Superseded rows count; so do the bytes of replaced files until they are vacuumed."""
