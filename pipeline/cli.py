@@ -13,7 +13,7 @@ import typer
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before NumPy: our own threads share the cores, BLAS must not
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
-from pipeline import cli_ask
+from pipeline import cli_ask, cli_sql
 from pipeline.cli_ask import GATEWAY, Url
 from pipeline.cli_letters import letters_app
 from pipeline.cli_options import Config, Json, Set, run_async, settings_from
@@ -147,7 +147,7 @@ def publish(
     sys.exit(1 if done.rejected else 0)
 
 
-for command in cli_ask.COMMANDS:
+for command in (*cli_ask.COMMANDS, *cli_sql.COMMANDS):
     app.command()(command)
 
 

@@ -75,6 +75,10 @@ class Client:
         """Return the answer of POST /v1/search."""
         return dict(self._ask("POST", "/v1/search", json=asked))
 
+    def sql(self, query: str, deadline_ms: float | None = None) -> dict[str, Any]:
+        """Return the answer of POST /v1/sql."""
+        return dict(self._ask("POST", "/v1/sql", json={"query": query, "deadline_ms": deadline_ms}))
+
     def tiers(self) -> dict[str, Any]:
         """Return the answer of GET /v1/tiers."""
         return dict(self._ask("GET", "/v1/tiers"))

@@ -45,7 +45,6 @@ class Answer:
     rows: int
     truncated: bool
     snapshot_age_ms: int
-    rss_bytes: int
 
 
 class Sql:
@@ -115,7 +114,7 @@ class Sql:
         finally:
             self._users[made.directory] -= 1
             await self._sweep()
-        return Answer(ran.columns, ran.parts, ran.rows, ran.truncated, began_ms - made.at_ms, ran.rss_bytes)
+        return Answer(ran.columns, ran.parts, ran.rows, ran.truncated, began_ms - made.at_ms)
 
     def _job(self, made: Made, statement: str, form: str, left_ms: float, limit_ms: float) -> dict[str, Any]:
         settings = self._settings

@@ -48,16 +48,17 @@ class SqlFailed(IsothermError):
 
 @dataclass(frozen=True, slots=True)
 class Ran:
-    """What the child answered: `parts` are bytes of the form that was asked for. `rss_bytes`: its peak.
+    """What the child answered: `parts` are bytes of the form that was asked for.
 
-    `confined` says whether it had no network, and no file beside the snapshot.
+    `peak_bytes` is the peak of its resident memory, 0 where that cannot be known. `confined` says whether it had no
+    network, and no file beside the snapshot.
     """
 
     columns: list[dict[str, str]]
     parts: list[bytes]
     rows: int
     truncated: bool
-    rss_bytes: int
+    peak_bytes: int
     confined: dict[str, bool]
 
 
@@ -87,8 +88,8 @@ class Statement:
             assert child.stdout is not None, "asked for"
             header, end = self._converse(child.stdout.fileno(), ends)
         finally:
-            usage = self._end(child)
-        return Ran(header["columns"], self._parts, end["rows"], end["truncated"], usage, header["confined"])
+            self._end(child)
+        return Ran(header["columns"], self._parts, end["rows"], end["truncated"], end["peak_bytes"], header["confined"])
 
     def _start(self, given: IO[bytes]) -> subprocess.Popen[bytes]:
         environment = ENVIRONMENT | {name: os.environ[name] for name in INHERITED if name in os.environ}
@@ -102,15 +103,13 @@ class Statement:
             start_new_session=True,
         )
 
-    def _end(self, child: subprocess.Popen[bytes]) -> int:
-        """Kill whatever is left and return the peak of its memory, bytes."""
+    def _end(self, child: subprocess.Popen[bytes]) -> None:
+        """Kill whatever is left, and wait until it is gone."""
         if child.stdout is not None:
             child.stdout.close()
         with suppress(ProcessLookupError):
             os.killpg(child.pid, signal.SIGKILL)  # not reaped yet, so the number is still its own
-        _, status, usage = os.wait4(child.pid, 0)
-        child.returncode = os.waitstatus_to_exitcode(status)
-        return usage.ru_maxrss * 1024
+        child.wait()
 
     def _converse(self, descriptor: int, ends: float) -> tuple[dict[str, Any], dict[str, Any]]:
         """Read frames up to the last; returns the header and the end."""

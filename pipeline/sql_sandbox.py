@@ -9,14 +9,19 @@ from __future__ import annotations
 
 import ctypes
 import os
+import re
 import resource
 import signal
+from contextlib import suppress
 from pathlib import Path
+from typing import IO
 
 CLONE_NEWUSER, CLONE_NEWNET = 0x10000000, 0x40000000
 PR_SET_PDEATHSIG, PR_SET_NO_NEW_PRIVS = 1, 38
 FILES_MAX = 1_024  # open at once: Parquet files, most of all
 NICE = 10  # the gateway's loop comes first
+
+_status: IO[str] | None = None
 
 
 def bind(parent: int) -> None:
@@ -39,6 +44,9 @@ def cut_network() -> bool:
 
 def confine(memory_bytes: int, cpu_s: int) -> bool:
     """Set the limits and see nothing but the working directory; says whether the latter could be."""
+    global _status  # noqa: PLW0603 - the one process that loads this has one
+    with suppress(OSError):
+        _status = Path("/proc/self/status").open()  # noqa: SIM115 - read until the end
     os.nice(NICE)
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # a write is an error and not the end
     limits = {
@@ -58,6 +66,15 @@ def confine(memory_bytes: int, cpu_s: int) -> bool:
         return False
     os.chdir("/")
     return True
+
+
+def peak_bytes() -> int:
+    """Return the most memory that was resident, bytes; 0 where /proc could not be kept."""
+    if _status is None:
+        return 0
+    _status.seek(0)
+    found = re.search(r"VmHWM:\s+(\d+) kB", _status.read())
+    return int(found[1]) * 1024 if found else 0
 
 
 def mapped_bytes() -> int:

@@ -20,7 +20,7 @@ class SqlSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     memory_bytes: int = 1_073_741_824
     rows_max: int = 10_000
     bytes_max: int = 16_777_216
-    processes_max: int = 2
+    processes_max: int = 4
 
     def __post_init__(self) -> None:
         """Raise SettingsError for what cannot work."""

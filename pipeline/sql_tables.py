@@ -24,10 +24,8 @@ from tiers.tier import TierName
 
 DATABASE, COLD_FILE, GLACIER = "snapshot.duckdb", "cold.duckdb", "glacier"
 MEMORY_LIMIT = "512MiB"  # while it is made
-RESERVED = frozenset(
-    ("id", "namespace", "version", "version_number", "tier", "home", "partition", "event_time", "expires_at")
-    + ("payload", "payload_bytes", "vector")
-)
+BUILT_IN = ("id", "namespace", "version", "version_number", "tier", "home", "partition", "event_time", "expires_at")
+RESERVED = frozenset({*BUILT_IN, "payload", "payload_bytes", "vector"})
 TEXT = "try(decode(payload))"
 HEAD = f"""id,
     CASE WHEN contains(id, '/') THEN split_part(id, '/', 1) ELSE 'default' END AS namespace,
@@ -118,15 +116,18 @@ def prove(made: Made) -> None:
 
 def narrow(made: Made, directory: Path, namespaces: frozenset[str]) -> Made:
     """Make the snapshot of certain namespaces from the whole one: their rows, copied, and nothing else."""
-    connection = _reading(made)
+    connection = duckdb.connect(str(directory / DATABASE), config=_config())
     try:
-        connection.execute(f"ATTACH '{_text(directory / DATABASE)}' AS narrow")
+        connection.execute(f"ATTACH '{_text(made.directory / DATABASE)}' AS whole (READ_ONLY)")
+        for table in ("_rows", "_cold", "_glacier"):
+            connection.execute(f"CREATE TEMP VIEW {table} AS SELECT * FROM whole.main.{table}")
+        for statement in made.setup(f"{made.directory}/"):
+            connection.execute(statement)
         chosen = " UNION ALL BY NAME ".join(
             f"SELECT * FROM {tier.word} WHERE namespace IN (SELECT unnest(?))" for tier in TierName
         )
-        given = [sorted(namespaces)] * len(TierName)
-        connection.execute(f"CREATE TABLE narrow.main._all AS {chosen}", given)
-        ((records,),) = connection.execute("SELECT count(*) FROM narrow.main._all").fetchall()
+        connection.execute(f"CREATE TABLE _all AS {chosen}", [sorted(namespaces)] * len(TierName))
+        ((records,),) = connection.execute("SELECT count(*) FROM _all").fetchall()
     finally:
         connection.close()
     return Made(directory, made.at_ms, made.attributes, int(records), namespaces=namespaces)

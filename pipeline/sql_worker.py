@@ -5,7 +5,7 @@ many bytes.
 
     H  {"columns": [{"name", "type"}, …], "confined": {…}}, first
     D  a part of the answer: rows as JSON (comma between them), as NDJSON, or a part of an Arrow stream
-    E  {"rows", "truncated"}, last
+    E  {"rows", "truncated", "peak_bytes"}, last
     X  {"kind", "detail"}, instead of what would come: nothing that was sent before it counts
 
 What it is given is the whole of what it can reach: its directory is the snapshot, its environment is empty, and the
@@ -111,7 +111,8 @@ def answer(job: Mapping[str, Any], out: Write, confined: Mapping[str, bool]) -> 
     out(b"H", json.dumps({"columns": columns, "confined": confined}).encode())
     reader = relation.to_arrow_reader(BATCH_ROWS)
     parts = FORMS[job["form"]](reader.schema, _batches(reader, job["rows_max"]), types)
-    out(b"E", json.dumps(_send(parts, job["rows_max"], job["bytes_max"], out)).encode())
+    end = _send(parts, job["rows_max"], job["bytes_max"], out)
+    out(b"E", json.dumps({**end, "peak_bytes": sql_sandbox.peak_bytes()}).encode())
 
 
 def _send(parts: Iterator[tuple[bytes, int]], rows_max: int, bytes_max: int, out: Write) -> dict[str, Any]:
@@ -149,7 +150,7 @@ def _json(_: pa.Schema, batches: Iterator[pa.RecordBatch], types: list[str]) -> 
     comma = b""
     for batch in batches:
         for row in zip(*_values(batch, types), strict=True):
-            yield comma + _encode(row), 1
+            yield comma + _ENCODER.encode(row), 1
             comma = b","
 
 
@@ -157,7 +158,7 @@ def _ndjson(schema: pa.Schema, batches: Iterator[pa.RecordBatch], types: list[st
     """Yield each row as an object on a line."""
     for batch in batches:
         for row in zip(*_values(batch, types), strict=True):
-            yield _encode(dict(zip(schema.names, row, strict=True))) + b"\n", 1
+            yield _ENCODER.encode(dict(zip(schema.names, row, strict=True))) + b"\n", 1
 
 
 class _Parts(io.RawIOBase):
@@ -203,19 +204,20 @@ def _values(batch: Any, types: list[str]) -> list[list[Any]]:
             values = column.cast(pa.timestamp("us", column.type.tz), safe=False).to_pylist()
         else:
             values = column.to_pylist()
-        columns.append([_document(value) for value in values] if kind == "JSON" else values)
+        shown = SHOWN.get(kind)
+        columns.append(values if shown is None else [value if value is None else shown(value) for value in values])
     return columns
 
 
-def _document(text: str | None) -> Any:
+def _document(text: str) -> msgspec.Raw:
     """Return a JSON value as it stands; on one line."""
-    if text is None:
-        return None
     return msgspec.Raw(msgspec.json.format(text.encode(), indent=-1) if "\n" in text else text.encode())
 
 
-def _encode(value: Any) -> bytes:
-    return msgspec.json.encode(value, enc_hook=_plain)
+def _interval(value: tuple[int, int, int]) -> str:
+    """Return (months, days, ns) as an ISO 8601 duration."""
+    months, days, nanoseconds = value
+    return f"P{months}M{days}DT{nanoseconds / 1e9:g}S"
 
 
 def _plain(value: Any) -> Any:
@@ -223,6 +225,10 @@ def _plain(value: Any) -> Any:
     if isinstance(value, bytes | memoryview):
         return base64.b64encode(value).decode()
     return str(value)
+
+
+SHOWN: Mapping[str, Callable[[Any], Any]] = {"JSON": _document, "INTERVAL": _interval}
+_ENCODER = msgspec.json.Encoder(enc_hook=_plain, decimal_format="number")
 
 
 # -- errors ------------------------------------------------------------------------------------------------------------
