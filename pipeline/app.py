@@ -191,7 +191,7 @@ async def open_node(settings: Settings) -> AsyncIterator[Node]:
         handlers: dict[str, Handler] = {topics.memories: ingest, topics.access: heat, topics.age: demote}
         reader = Reader(settings.kafka, owned, topics.memories, handlers, ingest, settings.hot.slab_rows)
         await stack.enter_async_context(reader)
-        starts, ingest.replay_until = await reader.seek()
+        starts, ingest.replay_until = await seek(reader, directory, manifest)
         watermarks |= {partition: Watermark(start) for partition, start in starts.items()}
 
         commit = Commit(settings.commit, reader, lease, watermarks)
@@ -264,6 +264,19 @@ async def _open_coder(stack: AsyncExitStack, settings: Settings, index: Index, d
     coder = Coder(index, data / "codebook", settings.index.train_rows, pool)
     await coder.load()
     return coder
+
+
+async def seek(reader: Reader, directory: DataDirectory, manifest: Manifest) -> tuple[dict[int, int], dict[int, int]]:
+    """Go to where reading starts; returns (start, end) offsets by partition.
+
+    A directory just restored goes back to its snapshot's offsets: committed first, and then the note is struck.
+    """
+    if manifest.replay_from:
+        await reader.commit({int(partition): offset for partition, offset in manifest.replay_from.items()})
+        log.warning("node.restored", replay_from=manifest.replay_from)
+        manifest.replay_from = {}
+        directory.save(manifest)
+    return await reader.seek()
 
 
 def _open_sql(

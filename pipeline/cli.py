@@ -17,6 +17,7 @@ from pipeline import cli_ask, cli_sql
 from pipeline.cli_ask import GATEWAY, Url
 from pipeline.cli_letters import letters_app
 from pipeline.cli_options import Config, Json, Set, run_async, settings_from
+from pipeline.cli_snapshot import snapshot_app
 from tiers.errors import InvalidRecord, IsothermError, ServiceMissing, SettingsError
 
 app = typer.Typer(
@@ -25,6 +26,7 @@ app = typer.Typer(
 config_app = typer.Typer(help="Look at the settings.", no_args_is_help=True)
 app.add_typer(config_app, name="config")
 app.add_typer(letters_app, name="dead-letters")
+app.add_typer(snapshot_app, name="snapshot")
 
 
 def main() -> None:

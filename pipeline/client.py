@@ -79,6 +79,10 @@ class Client:
         """Return the answer of POST /v1/sql."""
         return dict(self._ask("POST", "/v1/sql", json={"query": query, "deadline_ms": deadline_ms}))
 
+    def snapshot(self, name: str) -> dict[str, Any]:
+        """Return the answer of POST /v1/snapshots, however long it takes."""
+        return dict(self._ask("POST", "/v1/snapshots", json={"name": name}, timeout=None))
+
     def tiers(self) -> dict[str, Any]:
         """Return the answer of GET /v1/tiers."""
         return dict(self._ask("GET", "/v1/tiers"))

@@ -23,6 +23,7 @@ from pipeline.problems import on_error, problem
 from pipeline.routes_operate import Operator
 from pipeline.routes_publish import Publishing
 from pipeline.routes_read import Reads
+from pipeline.routes_snapshot import keeping_routes
 from pipeline.routes_sql import sql_routes
 from producers import events
 from producers.decoder import EventDecoder
@@ -49,6 +50,7 @@ class Gateway:
                 Route("/v1/tiers", self.tiers, methods=["GET"]),
                 Route("/v1/changes", self.changes, methods=["GET"]),
                 *Operator(manager).routes(),
+                *keeping_routes(manager, self._body, Operator._allowed),  # noqa: SLF001 - the one place for scope
                 Route("/healthz", self.healthz, methods=["GET"]),
                 Route("/readyz", self.readyz, methods=["GET"]),
                 Route("/metrics", self.metrics, methods=["GET"]),

@@ -18,6 +18,7 @@ import msgspec
 
 from consumers.commit import CommitSettings
 from consumers.demote import MoveSettings
+from pipeline.snapshot import SnapshotSettings
 from pipeline.sql_settings import SqlSettings
 from producers.access import AccessSettings
 from producers.age import AgeSettings
@@ -107,6 +108,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     node: NodeSettings = NodeSettings()
     gateway: GatewaySettings = GatewaySettings()
     sql: SqlSettings = SqlSettings()
+    snapshot: SnapshotSettings = SnapshotSettings()
     log: LogSettings = LogSettings()
 
     def owned(self) -> list[int]:

@@ -194,14 +194,14 @@ class GlacierMemory:
         place = self._files.find(where)
         return None if place is None else place[0]
 
-    def files(self) -> list[DataFile]:
-        """Return the files of the current version by partition and number."""
-        return self._files.live()
-
     @property
-    def version(self) -> int:
-        """The version of the Delta table that `files` belongs to."""
-        return self._files.archive.log.version
+    def uri(self) -> str:
+        """Where the archive is."""
+        return self._files.archive.storage.uri
+
+    async def state(self) -> tuple[int, list[DataFile]]:
+        """Return a version of the Delta table, and its files by partition and number; of one moment between commits."""
+        return await self._writer.run(lambda: (self._files.archive.log.version, self._files.live()))
 
     async def take_out(self, file: DataFile, target: Path) -> int:
         """Put a file of the archive in a directory of this machine; returns the bytes that had to be copied.

@@ -1,0 +1,64 @@
+"""The commands for backup and restore."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pipeline.cli_ask import GATEWAY, Url
+from pipeline.cli_options import Config, Json, Set, settings_from
+
+snapshot_app = typer.Typer(help="Back a node up, and restore it elsewhere.", no_args_is_help=True)
+
+
+@snapshot_app.command("create")
+def create(
+    name: Annotated[str, typer.Argument(help="Letters, digits, dots, dashes and underscores.")],
+    url: Url = GATEWAY,
+    as_json: Json = False,
+) -> None:
+    """Move everything to glacier and put its files aside, on the node's machine; the node stays in service.
+
+    Example: isotherm snapshot create before-upgrade
+    """
+    from pipeline.client import Client
+
+    with Client(url) as client:
+        made = client.snapshot(name)
+    if as_json:
+        print(json.dumps(made))
+        return
+    size = f"{made['rows']:,} rows in {made['files']} files ({made['bytes']:,} bytes)"
+    print(f"{made['path']}: {size}, {made['moved']:,} moved to glacier for it")
+    print("Copy the directory to another machine: on this disk it shares its files with the archive.")
+
+
+@snapshot_app.command("restore")
+def restore(
+    name: Annotated[str, typer.Argument(help="A snapshot's name, or its directory.")],
+    to: Annotated[Path, typer.Option("--to", help="The data directory to make.")],
+    config: Config = None,
+    given: Set = None,
+    as_json: Json = False,
+) -> None:
+    """Make a data directory from a snapshot; a node that opens it reads the rest from the log.
+
+    Example: isotherm snapshot restore before-upgrade --to ./restored-data
+    """
+    from pipeline.restore import restore as make
+
+    settings = settings_from(config, given)
+    by_name = Path(settings.snapshot.path or Path(settings.data) / "snapshots") / name
+    about = make(by_name if by_name.is_dir() else Path(name), to)
+    rows = sum(file.rows for file in about.files)
+    if as_json:
+        print(json.dumps({"data": str(to), "rows": rows, "files": len(about.files), "offsets": about.offsets}))
+        return
+    print(f"{to}: {rows:,} rows in {len(about.files)} files, of {about.created_at}")
+    print(
+        f"Start it with `isotherm run -s data={to} -s glacier.path=`, and with a warm store of its own (warm.url or "
+        f"warm.prefix): it reads {about.prefix}.memories from the noted offsets. Stop the node that it replaces first."
+    )

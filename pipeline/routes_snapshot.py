@@ -1,0 +1,42 @@
+"""The operator's routes for backup and for looking whether all is well."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from pipeline.answers import answer_json
+from pipeline.manager import MemoryManager
+from pipeline.routes_read import decoded
+from pipeline.snapshot import Snapshots
+
+Allowed = Callable[[Request], Response | None]
+
+
+class SnapshotAsked(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """The name of the snapshot to make."""
+
+    name: str
+
+
+def keeping_routes(
+    manager: MemoryManager, body: Callable[[Request], Awaitable[bytes]], allowed: Allowed
+) -> list[Route]:
+    """Return the routes; `allowed` gives the refusal for whoever may not operate the node."""
+    settings = manager.node.settings
+    directory = Path(settings.snapshot.path or Path(settings.data) / "snapshots").absolute()
+    snapshots = Snapshots(manager.node, directory)
+
+    async def create(request: Request) -> Response:
+        """POST /v1/snapshots: move everything to glacier and put its files aside."""
+        if (refusal := allowed(request)) is not None:
+            return refusal
+        asked = decoded(await body(request), SnapshotAsked)
+        return answer_json(await snapshots.create(asked.name), 201)
+
+    return [Route("/v1/snapshots", create, methods=["POST"])]
