@@ -17,7 +17,7 @@ from pipeline import cli_ask, cli_sql
 from pipeline.cli_ask import GATEWAY, Url
 from pipeline.cli_letters import letters_app
 from pipeline.cli_options import Config, Json, Set, run_async, settings_from
-from pipeline.cli_snapshot import snapshot_app
+from pipeline.cli_snapshot import snapshot_app, verify
 from tiers.errors import InvalidRecord, IsothermError, ServiceMissing, SettingsError
 
 app = typer.Typer(
@@ -149,7 +149,7 @@ def publish(
     sys.exit(1 if done.rejected else 0)
 
 
-for command in (*cli_ask.COMMANDS, *cli_sql.COMMANDS):
+for command in (*cli_ask.COMMANDS, *cli_sql.COMMANDS, verify):
     app.command()(command)
 
 

@@ -1,10 +1,11 @@
-"""The commands for backup and restore."""
+"""The commands for backup, restore, and looking whether all is well."""
 
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -62,3 +63,38 @@ def restore(
         f"Start it with `isotherm run -s data={to} -s glacier.path=`, and with a warm store of its own (warm.url or "
         f"warm.prefix): it reads {about.prefix}.memories from the noted offsets. Stop the node that it replaces first."
     )
+
+
+def verify(
+    repair: Annotated[bool, typer.Option("--repair", help="Put right what is derived: side file, index.")] = False,
+    url: Url = GATEWAY,
+    as_json: Json = False,
+) -> None:
+    """Cross-check index, tiers, side file, archive and offsets of a live node; exit 1 when something is wrong.
+
+    Example: isotherm verify --json
+    """
+    from pipeline.client import Client
+
+    with Client(url) as client:
+        found = client.verify(repair=repair)
+    if as_json:
+        print(json.dumps(found))
+    else:
+        _show(found)
+    sys.exit(0 if found["ok"] else 1)
+
+
+def _show(found: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    if found["problems"]:
+        table = Table("what", "tier", "id", "version", "detail", "repaired")
+        for each in found["problems"]:
+            repaired = "yes" if each["repaired"] else ""
+            table.add_row(each["kind"], each["tier"], each["id"], each["version"], each["detail"], repaired)
+        console.print(table)
+    checked = ", ".join(f"{count:,} {name.replace('_', ' ')}" for name, count in found["checked"].items())
+    console.print(f"{found['problems_total']} problems. Checked: {checked}")

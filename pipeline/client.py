@@ -83,6 +83,10 @@ class Client:
         """Return the answer of POST /v1/snapshots, however long it takes."""
         return dict(self._ask("POST", "/v1/snapshots", json={"name": name}, timeout=None))
 
+    def verify(self, *, repair: bool = False) -> dict[str, Any]:
+        """Return the answer of POST /v1/verify, however long it takes."""
+        return dict(self._ask("POST", "/v1/verify", json={"repair": repair}, timeout=None))
+
     def tiers(self) -> dict[str, Any]:
         """Return the answer of GET /v1/tiers."""
         return dict(self._ask("GET", "/v1/tiers"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from pipeline.answers import answer_json
 from pipeline.manager import MemoryManager
 from pipeline.routes_read import decoded
 from pipeline.snapshot import Snapshots
+from pipeline.verify import Verify
 
 Allowed = Callable[[Request], Response | None]
 
@@ -24,6 +26,12 @@ class SnapshotAsked(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     name: str
 
 
+class VerifyAsked(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """Whether to put right what is derived."""
+
+    repair: bool = False
+
+
 def keeping_routes(
     manager: MemoryManager, body: Callable[[Request], Awaitable[bytes]], allowed: Allowed
 ) -> list[Route]:
@@ -32,6 +40,8 @@ def keeping_routes(
     directory = Path(settings.snapshot.path or Path(settings.data) / "snapshots").absolute()
     snapshots = Snapshots(manager.node, directory)
 
+    turn = asyncio.Lock()  # one look at a time: each reads everything
+
     async def create(request: Request) -> Response:
         """POST /v1/snapshots: move everything to glacier and put its files aside."""
         if (refusal := allowed(request)) is not None:
@@ -39,4 +49,12 @@ def keeping_routes(
         asked = decoded(await body(request), SnapshotAsked)
         return answer_json(await snapshots.create(asked.name), 201)
 
-    return [Route("/v1/snapshots", create, methods=["POST"])]
+    async def verify(request: Request) -> Response:
+        """POST /v1/verify: cross-check everything; 200 with what was found, also when it is bad."""
+        if (refusal := allowed(request)) is not None:
+            return refusal
+        asked = decoded(await body(request) or b"{}", VerifyAsked)
+        async with turn:
+            return answer_json(await Verify(manager.node, repair=asked.repair).run())
+
+    return [Route("/v1/snapshots", create, methods=["POST"]), Route("/v1/verify", verify, methods=["POST"])]

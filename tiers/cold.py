@@ -25,7 +25,7 @@ from tiers.alone import choose, find, open_alone, settle
 from tiers.cold_rows import PAGE_ROWS, ColdRows
 from tiers.errors import ServiceMissing, SettingsError
 from tiers.index import Index
-from tiers.record import Row
+from tiers.record import Int64s, Row
 from tiers.tier import Location, Query, Receipt, Result, TierName, Usage
 from tiers.worker import SerialExecutor
 
@@ -165,6 +165,19 @@ class ColdMemory:
             batch = await self._writer.run(self._rows.page, int(page[0]), int(page[-1]))
             if batch.num_rows:
                 yield batch
+
+    async def slots(self) -> tuple[Int64s, Int64s]:
+        """Return the slots of all rows, and those that the side file alone has, in growing order."""
+        return await self._writer.run(self._rows.both_slots)
+
+    async def survey(self, first: int, last: int) -> tuple[pa.RecordBatch, list[int]]:
+        """Return the rows of slots first to last as DuckDB has them, and the positions where the side file differs."""
+        return await self._writer.run(self._rows.survey, first, last)
+
+    async def mend(self, wrong: Sequence[Location], extra: Int64s) -> None:
+        """Make the side file what DuckDB has: rows that it shows otherwise, and slots that it alone has."""
+        await self._writer.run(self._rows.recover, wrong)
+        await self._writer.run(self._rows.release, extra)
 
     async def copy(self, target: Path, bytes_max: int) -> int:
         """Copy the database file as it is at one moment; every row there is has a slot below the one returned.

@@ -196,6 +196,21 @@ class ColdRows:
         """Return the rows of slots first to last, from DuckDB."""
         return self._table.between(first, last)
 
+    def survey(self, first: int, last: int) -> tuple[pa.RecordBatch, list[int]]:
+        """Return the rows of slots first to last, and the positions of those that the side file has otherwise."""
+        batch = self._table.between(first, last)
+        held = self._side.read(batch["slot"].to_numpy())
+        return batch, [at for at, row in enumerate(codec.encode_batch(batch)) if row != held[at]]
+
+    def both_slots(self) -> tuple[Int64s, Int64s]:
+        """Return the slots of all rows as DuckDB has them, and those that only the side file has; in growing order."""
+        slots = self._table.slots()
+        return slots, np.setdiff1d(self._side.slots(), slots)
+
+    def release(self, slots: Int64s) -> None:
+        """Forget slots that only the side file has."""
+        self._side.release(slots)
+
     def usage(self) -> Usage:
         """Return rows and bytes, both files counted."""
         size = self._table.bytes()[0] + self._side.size
