@@ -18,6 +18,7 @@ from pipeline.manager import MemoryManager
 from pipeline.routes_read import decoded
 from pipeline.sql import Answer
 
+PRINCIPAL = "isotherm.principal"  # where the gateway's guard leaves who asks, in the ASGI scope
 ARROW_END = b"\xff\xff\xff\xff\x00\x00\x00\x00"
 MEDIA = {"json": JSON, "ndjson": NDJSON, "arrow": ARROW}
 
@@ -37,7 +38,9 @@ def sql_routes(manager: MemoryManager, body: Callable[[Request], Awaitable[bytes
         asked = decoded(await body(request), SqlAsked)
         manager.check_ready()
         form = form_of(request)
-        answer = await manager.node.sql.query(asked.query, form, deadline_ms=asked.deadline_ms)
+        principal = request.scope.get(PRINCIPAL)
+        namespaces = None if principal is None else principal.namespaces
+        answer = await manager.node.sql.query(asked.query, form, namespaces=namespaces, deadline_ms=asked.deadline_ms)
         headers = {
             "Isotherm-Snapshot-Age-Ms": str(answer.snapshot_age_ms),
             "Isotherm-Truncated": str(answer.truncated).lower(),
