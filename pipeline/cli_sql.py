@@ -38,7 +38,7 @@ def _show(answer: dict[str, Any]) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(*(column["name"] for column in answer["columns"]))
+    table = Table(*answer["columns"])
     for row in answer["rows"]:
         table.add_row(*(Text(_cell(value)) for value in row))
     console = Console()

@@ -67,5 +67,6 @@ def whole(answer: Answer, form: str) -> bytes:
         "truncated": answer.truncated,
         "snapshot_age_ms": answer.snapshot_age_ms,
     }
-    head = b'{"columns":' + msgspec.json.encode(answer.columns) + b',"rows":['
+    names, types = ([column[part] for column in answer.columns] for part in ("name", "type"))
+    head = b'{"columns":%s,"types":%s,"rows":[' % (msgspec.json.encode(names), msgspec.json.encode(types))
     return b"".join([head, *answer.parts, b"],", msgspec.json.encode(around)[1:]])

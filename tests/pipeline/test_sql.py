@@ -59,8 +59,8 @@ async def test_sql_shows_what_a_listing_shows(service: Service) -> None:
 
     query = 'SELECT id, version, tier, event_time, payload, "user", score FROM memories ORDER BY id'
     answer = await service.post("/v1/sql", query=query)
-    names = [column["name"] for column in answer["columns"]]
-    shown = [dict(zip(names, row, strict=True)) for row in answer["rows"]]
+    shown = [dict(zip(answer["columns"], row, strict=True)) for row in answer["rows"]]
+    assert ("VARCHAR", "JSON", "DOUBLE") == tuple(answer["types"][at] for at in (0, 4, 6))
 
     wanted = ("id", "version", "tier", "payload")
     expected = [{**{name: each[name] for name in wanted}, **each["attributes"]} for each in listed]

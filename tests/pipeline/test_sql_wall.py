@@ -249,6 +249,52 @@ def test_the_second_wall_stands_alone(snapshot: Path, monkeypatch: pytest.Monkey
     assert str(snapshot).encode() not in shown
 
 
+def test_duckdb_alone_keeps_to_the_snapshot(snapshot: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the first wall and without the system's: no file beside the snapshot, no setting, no second opening."""
+    monkeypatch.chdir(snapshot)
+    beyond = [
+        "SELECT * FROM read_text('/etc/passwd')",
+        "SELECT * FROM read_csv('/etc/passwd')",
+        "SELECT * FROM glob('/etc/*')",
+        "SELECT * FROM read_blob('../../../../etc/passwd')",
+        "COPY (SELECT 1) TO '/tmp/isotherm-test.csv'",
+        "ATTACH '/tmp/isotherm-test.db'",
+        "SET enable_external_access = true",
+        "SET allowed_directories = ['/']",
+        "SET lock_configuration = false",
+        "DELETE FROM _rows",
+        "UPDATE cold_file.main.rows SET id = 'x'",
+        "SELECT * FROM secret_table",
+    ]
+    secret_table = pa.table({"secret": [SECRET]})
+    for statement in beyond:
+        with pytest.raises(duckdb.Error):
+            sql_worker.answer(job_of(statement) | {"unvetted": True}, lambda kind, _: None, {})
+    assert secret_table.num_rows == 1
+
+
+def test_the_child_has_an_environment_of_its_own(snapshot: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Secrets may be in ours."""
+    monkeypatch.setenv("ISOTHERM_WARM__PASSWORD", SECRET)
+    running = begin(snapshot, ENDLESS, deadline_ms=60_000, limit_ms=60_000)
+    held = b""
+
+    def look() -> None:
+        nonlocal held
+        while b"HOME=/\0" not in held:  # until it is its own: at first it is this process's
+            if running.pid:
+                held = Path(f"/proc/{running.pid}/environ").read_bytes()
+        running.cancel()
+
+    watching = threading.Thread(target=look)
+    watching.start()
+    with pytest.raises(SqlFailed):
+        running.run()
+    watching.join()
+    assert SECRET.encode() not in held
+    assert held.count(b"\0") <= 7
+
+
 def test_the_child_has_no_network_and_no_files_where_the_kernel_allows_it(snapshot: Path) -> None:
     """As root, or with user namespaces, both are granted; the answer says which."""
     confined = run(snapshot, "SELECT 1").confined
