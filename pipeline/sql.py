@@ -187,7 +187,12 @@ class Sql:
         whole = self._made.get(None)
         if whole is None or not self._fresh(whole):
             self._number += 1
-            whole = await self._maker.make(self._directory / directory_name(self._number, None), whole)
+            fresh = self._directory / directory_name(self._number, None)
+            try:
+                whole = await self._maker.make(fresh, whole)
+            except BaseException:
+                await self._thread.run(shutil.rmtree, fresh, ignore_errors=True)
+                raise
             self._made = {None: whole}
             self._users.setdefault(whole.directory, 0)
         if key is None:
@@ -197,6 +202,7 @@ class Sql:
         try:
             return await self._thread.run(narrow, whole, directory, key)
         except (duckdb.Error, OSError) as error:
+            await self._thread.run(shutil.rmtree, directory, ignore_errors=True)
             detail = f"no snapshot could be made: {str(error).partition(chr(10))[0]}"
             raise SqlFailed(503, "sql-snapshot", detail) from error
 

@@ -29,7 +29,7 @@ from tiers.errors import InvalidRecord, IsothermError
 FRAME = struct.Struct("<cI")  # as in sql_worker, which this process does not load
 FRAME_BYTES_MAX = 1 << 20
 STEP_S = 0.1  # between two looks whether the caller has gone
-GRACE_S = 0.5  # beyond the deadline, in which the child may say by itself that it was too slow
+GRACE_S = 0.3  # beyond the deadline, in which the child may say by itself that it was too slow
 ENVIRONMENT = {"PATH": "/usr/bin:/bin", "LC_ALL": "C.UTF-8", "TZ": "UTC", "HOME": "/", "MALLOC_ARENA_MAX": "2"}
 INHERITED = ("LD_LIBRARY_PATH", "SYSTEMROOT")  # without which an interpreter of that system does not start
 MAIN = "import sys; sys.path.insert(0, sys.argv[1]); from pipeline.sql_worker import main; main(int(sys.argv[2]))"

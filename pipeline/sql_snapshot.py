@@ -28,7 +28,7 @@ from tiers.errors import TierFull, TierUnavailable
 from tiers.glacier import GlacierMemory
 from tiers.image import Part
 from tiers.index import Index
-from tiers.parquet import DataFile
+from tiers.parquet import ROW_BITS, DataFile
 from tiers.record import Row
 from tiers.segment import NO_COPY
 from tiers.tier import Location, Query, Tier, TierName
@@ -87,7 +87,7 @@ class Maker:
             left -= (directory / COLD_FILE).stat().st_size
         at_ms = self._now_ms()
         parts = image.take(self._index, at_ms)
-        files = self._files(parts)
+        files = await self._files(parts)
         for file in files:
             left -= await self._take_out(file, directory, before)
             if left < 0:
@@ -95,7 +95,7 @@ class Maker:
         tables = await self._thread.run(Tables, directory, self._attributes, self._dim)
         try:
             for part in parts:
-                await self._homes(tables, part, ends)
+                await self._thread.run(_add_homes, tables, part, ends)
                 left -= await self._others(tables, part, ends, left)
         except BaseException:
             await self._thread.run(tables.abandon)
@@ -117,19 +117,14 @@ class Maker:
 
     # -- the archive -------------------------------------------------------------------------------------------------
 
-    def _files(self, parts: Sequence[Part]) -> list[DataFile]:
-        """Return the files that hold the records at home in glacier; in the loop step that took the image."""
+    async def _files(self, parts: Sequence[Part]) -> list[DataFile]:
+        """Return the files that hold the records at home in glacier, or have until they were replaced a moment ago."""
         found: dict[tuple[int, int], DataFile] = {}
-        for part in parts:
-            rows = part.rows([TierName.GLACIER])
-            numbers = np.stack([part.partition[rows], part.slot[rows] >> 24], axis=1)
-            _, first = np.unique(numbers, axis=0, return_index=True)
-            for row in rows[first].tolist():
-                where = Location("", 0, int(part.partition[row]), int(part.slot[row]))
-                file = self._glacier.file_of(where)
-                if file is None:
-                    raise TierUnavailable("glacier was rewritten while a snapshot began")
-                found[file.key] = file
+        for where in await self._thread.run(_one_a_file, parts):
+            file = self._glacier.file_of(where)
+            if file is None:
+                raise TierUnavailable("glacier was rewritten and vacuumed while a snapshot began")
+            found[file.key] = file
         return [found[key] for key in sorted(found)]
 
     async def _take_out(self, file: DataFile, directory: Path, before: Made | None) -> int:
@@ -141,20 +136,10 @@ class Maker:
 
     # -- the tables --------------------------------------------------------------------------------------------------
 
-    async def _homes(self, tables: Tables, part: Part, ends: int) -> None:
-        """Note which rows of the cold copy and of the archive's files are records."""
-        cold = part.rows([TierName.COLD])
-        cold = cold[part.slot[cold] < ends]
-        for table, rows in (("_cold", cold), ("_glacier", part.rows([TierName.GLACIER]))):
-            if len(rows):
-                await self._thread.run(_add_homes, tables, table, part, rows)
-
     async def _others(self, tables: Tables, part: Part, ends: int, left: int) -> int:
         """Copy the other records, payload and all; returns the bytes of payload."""
         size = 0
-        rows = part.rows([TierName.HOT, TierName.WARM, TierName.COLD])
-        rows = rows[(part.home[rows] != TierName.COLD) | (part.slot[rows] >= ends)]
-        ids = part.ids(rows) if len(rows) else []
+        ids = await self._thread.run(_others, part, ends)
         waiting: list[tuple[Row, TierName, bool]] = []
         for start in range(0, len(ids), FETCH_ROWS):
             waiting += await self._read(ids[start : start + FETCH_ROWS])
@@ -205,8 +190,31 @@ def place(file: DataFile) -> str:
     return f"{GLACIER}/partition={file.partition}/number={file.number}/data.parquet"
 
 
-def _add_homes(tables: Tables, table: str, part: Part, rows: np.ndarray[tuple[int], np.dtype[np.intp]]) -> None:
-    tables.add(table, image.table(part, rows))
+def _one_a_file(parts: Sequence[Part]) -> list[Location]:
+    """Return a location in each file of the archive that holds a record."""
+    found: set[tuple[int, int]] = set()
+    for part in parts:
+        rows = part.rows([TierName.GLACIER])
+        number = part.slot[rows] >> ROW_BITS
+        for partition in np.unique(part.partition[rows]).tolist():
+            found |= {(partition, each) for each in np.unique(number[part.partition[rows] == partition]).tolist()}
+    return [Location("", 0, partition, number << ROW_BITS) for partition, number in found]
+
+
+def _add_homes(tables: Tables, part: Part, ends: int) -> None:
+    """Note which rows of the cold copy and of the archive's files are records."""
+    cold = part.rows([TierName.COLD])
+    cold = cold[part.slot[cold] < ends]
+    for table, rows in (("_cold", cold), ("_glacier", part.rows([TierName.GLACIER]))):
+        if len(rows):
+            tables.add(table, image.table(part, rows))
+
+
+def _others(part: Part, ends: int) -> list[str]:
+    """Return the ids of the other records: in hot and warm, and in cold since the copy."""
+    rows = part.rows([TierName.HOT, TierName.WARM, TierName.COLD])
+    rows = rows[(part.home[rows] != TierName.COLD) | (part.slot[rows] >= ends)]
+    return part.ids(rows) if len(rows) else []
 
 
 def _empty(directory: Path) -> None:
