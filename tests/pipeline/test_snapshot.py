@@ -68,6 +68,8 @@ async def test_what_is_restored_elsewhere_is_what_was_there(settings: Settings, 
         await asyncio.wait([busy])
         for token in (await node.memory.store(rows(9, start=10, seed=4)), await node.memory.delete("id-20")):
             await node.http.get("/v1/memories/id-1", params={"at_least": token})
+        later = await node.http.post("/v1/snapshots", json={"name": "two"})
+        assert later.status_code == 201, "so that what came after the first is committed too"
         before = await everything(node)
 
     told = made.json()

@@ -9,6 +9,7 @@ import os
 import sys
 import time
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -23,6 +24,7 @@ from tests.nodes import rows, until
 from tests.pipeline.test_documents import DOCS, blocks
 from tests.pipeline.test_questions import COUNT, TIERS, Service, service
 from tests.pipeline.test_sql_wall import ENDLESS
+from tiers.tier import TierName
 
 __all__ = ["service"]
 
@@ -45,6 +47,16 @@ async def select(memory: MemoryManager, query: str, **more: Any) -> list[list[An
     return found
 
 
+async def move(service: Service, identifier: str, target: TierName) -> None:
+    """Move what is newest of an id, in its lane."""
+    node = service.memory.node
+    entry = node.index.find(identifier)
+    assert entry is not None
+    keys = [(entry.id, entry.version)]
+    job = partial(node.mover.move, entry.partition, TierName(entry.home), target, "test", keys)
+    await node.lanes[entry.partition].perform(job)
+
+
 async def test_sql_shows_what_a_listing_shows(service: Service) -> None:
     """Over four tiers, with updates, deletes and a copy in hot: each record once, at its newest, with its tier."""
     memory = service.memory
@@ -55,6 +67,8 @@ async def test_sql_shows_what_a_listing_shows(service: Service) -> None:
     await until(lambda: len(memory.node.copies) == 1)
     for token in tokens:
         await service.http.get("/v1/memories/id-2", params={"at_least": token})
+    await move(service, "id-1", TierName.COLD)  # their tombstones lie in the copied file and in the archive
+    await move(service, "id-8", TierName.GLACIER)
     listed = [json.loads(line) for line in (await service.http.get("/v1/memories")).text.splitlines()]
 
     query = 'SELECT id, version, tier, event_time, payload, "user", score FROM memories ORDER BY id'
@@ -110,19 +124,24 @@ async def test_a_refusal_is_a_problem_object(service: Service) -> None:
 
 async def test_reads_stay_fast_while_a_statement_burns(service: Service) -> None:
     """A statement that nothing but a kill ends: reads by id go on, and the answer comes within a second."""
+
+    async def read() -> float:
+        at = time.perf_counter()
+        await service.http.get("/v1/memories/id-3")
+        return time.perf_counter() - at
+
+    alone = sorted([await read() for _ in range(100)])
     took: list[float] = []
     hostile = asyncio.create_task(service.http.post("/v1/sql", json={"query": ENDLESS, "deadline_ms": 1_500}))
     began = time.monotonic()
     while not hostile.done():
-        at = time.perf_counter()
-        await service.http.get("/v1/memories/id-3")
-        took.append(time.perf_counter() - at)
+        took.append(await read())
         await asyncio.sleep(0.005)
     answer = await hostile
 
     assert (504, "urn:isotherm:sql-deadline") == (answer.status_code, answer.json()["type"])
-    assert time.monotonic() - began < 1.5 + 1.0
-    assert sorted(took)[int(len(took) * 0.99)] < 0.1, "on two shared cores; the loop itself is never held"
+    assert time.monotonic() - began < 1.5 + 1.0 + 20 * alone[98]
+    assert sorted(took)[int(len(took) * 0.99)] < 5 * alone[98] + 0.1, "a busy machine; the loop itself is never held"
 
 
 async def test_a_namespace_sees_a_file_of_its_own(service: Service) -> None:

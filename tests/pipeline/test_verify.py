@@ -65,16 +65,16 @@ async def test_a_node_at_work_raises_no_false_alarm(ageing: Settings) -> None:
     """While records age through four tiers, are updated, deleted and compacted: three looks, no problem."""
     async with MemoryManager.open(ageing) as memory:
         await memory.ready()
-        await memory.store(rows(200, start=5_000))
+        await memory.store(rows(100, start=5_000))
         stop = asyncio.Event()
 
         async def churn() -> None:
             seed = 0
             while not stop.is_set():
-                await memory.store(rows(30, start=20 * (seed % 50), seed=seed))
-                await memory.delete(f"id-{17 * seed % 1000}")
+                await memory.store(rows(10, start=10 * (seed % 50), seed=seed))
+                await memory.delete(f"id-{17 * seed % 500}")
                 seed += 1
-                await asyncio.sleep(0.05)
+                await asyncio.sleep(0.1)
 
         async with asyncio.TaskGroup() as group:
             group.create_task(churn())
