@@ -186,6 +186,14 @@ class Reader:
         except KafkaError as error:
             raise LogUnavailable(f"offsets were not committed: {error!r}") from error
 
+    async def positions(self) -> dict[int, tuple[int, int | None, int]]:
+        """Return by partition of memories: where the log begins, what is committed (None: nothing), where it ends."""
+        memories = [TopicPartition(self._memories, p) for p in self._partitions]
+        begins = await self._consumer.beginning_offsets(memories)
+        committed = {tp: await self._consumer.committed(tp) for tp in memories}
+        ends = await self._consumer.end_offsets(memories)
+        return {tp.partition: (begins[tp], committed[tp], ends[tp]) for tp in memories}
+
     def behind(self, partition: int) -> bool:
         """Say whether the log held more than was handed out when it was last fetched from."""
         highwater = self._consumer.highwater(TopicPartition(self._memories, partition))

@@ -37,6 +37,8 @@ from consumers.watermark import Watermark
 from pipeline.embed import load_embedder
 from pipeline.manifest import Clearances, DataDirectory, Manifest
 from pipeline.settings import Settings
+from pipeline.sql import Sql
+from pipeline.sql_snapshot import Maker
 from pipeline.topics import ensure_topics
 from producers.access import Access
 from producers.age import AgeMonitor
@@ -100,6 +102,7 @@ class Node:
     clearing: Clearing
     lanes: dict[int, Lane]
     scanner: Scanner
+    sql: Sql
     embed: Embed | None
     services: list[Service] = field(default_factory=list)
 
@@ -189,7 +192,7 @@ async def open_node(settings: Settings) -> AsyncIterator[Node]:
         handlers: dict[str, Handler] = {topics.memories: ingest, topics.access: heat, topics.age: demote}
         reader = Reader(settings.kafka, owned, topics.memories, handlers, ingest, settings.hot.slab_rows)
         await stack.enter_async_context(reader)
-        starts, ingest.replay_until = await reader.seek()
+        starts, ingest.replay_until = await seek(reader, directory, manifest)
         watermarks |= {partition: Watermark(start) for partition, start in starts.items()}
 
         commit = Commit(settings.commit, reader, lease, watermarks)
@@ -229,8 +232,9 @@ async def open_node(settings: Settings) -> AsyncIterator[Node]:
             clearing=clearing,
             lanes=lanes,
             scanner=scanner,
+            sql=(sql := _open_sql(stack, settings, shape, index, tiers)),
             embed=embed,
-            services=[reader, *lanes.values(), monitor, access, commit, upkeep, promotion, expiry, coder, lease],
+            services=[reader, *lanes.values(), monitor, access, commit, upkeep, promotion, expiry, coder, sql, lease],
         )
         yield node
         await commit.step()  # reached only after an orderly stop: lanes are quiet, the last watermark is true
@@ -261,6 +265,31 @@ async def _open_coder(stack: AsyncExitStack, settings: Settings, index: Index, h
     coder = Coder(index, data / "codebook", settings.index.train_rows, pool, hot)
     await coder.load()
     return coder
+
+
+async def seek(reader: Reader, directory: DataDirectory, manifest: Manifest) -> tuple[dict[int, int], dict[int, int]]:
+    """Go to where reading starts; returns (start, end) offsets by partition.
+
+    A directory just restored goes back to its snapshot's offsets: committed first, and then the note is struck.
+    """
+    if manifest.replay_from:
+        await reader.commit({int(partition): offset for partition, offset in manifest.replay_from.items()})
+        log.warning("node.restored", replay_from=manifest.replay_from)
+        manifest.replay_from = {}
+        directory.save(manifest)
+    return await reader.seek()
+
+
+def _open_sql(
+    stack: AsyncExitStack, settings: Settings, shape: pa.Schema, index: Index, tiers: Mapping[TierName, Tier]
+) -> Sql:
+    """Return what answers SQL; its snapshots lie under `data`, and go with the node."""
+    thread = SerialExecutor("sql")
+    stack.callback(thread.close)
+    maker = Maker(index, tiers, shape, settings.sql.snapshot_bytes_max, thread, now_ms)
+    sql = Sql(settings.sql, maker, Path(settings.data).absolute() / "sql", thread, now_ms)
+    stack.callback(sql.close)
+    return sql
 
 
 async def rebuild(

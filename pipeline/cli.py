@@ -13,12 +13,13 @@ import typer
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before NumPy: our own threads share the cores, BLAS must not
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
-from pipeline import cli_ask
+from pipeline import cli_ask, cli_sql
 from pipeline.cli_agents import mcp
 from pipeline.cli_doctor import doctor
 from pipeline.cli_keys import keys_app
 from pipeline.cli_letters import letters_app
 from pipeline.cli_options import GATEWAY, Config, Json, Key, Set, Url, connect, run_async, settings_from
+from pipeline.cli_snapshot import snapshot_app, verify
 from pipeline.cli_stack import stack_app
 from tiers.errors import InvalidRecord, IsothermError, ServiceMissing, SettingsError
 
@@ -30,6 +31,7 @@ app.add_typer(config_app, name="config")
 app.add_typer(letters_app, name="dead-letters")
 app.add_typer(keys_app, name="keys")
 app.add_typer(stack_app, name="stack")
+app.add_typer(snapshot_app, name="snapshot")
 
 
 def main() -> None:
@@ -164,7 +166,7 @@ def publish(
     sys.exit(1 if done.rejected else 0)
 
 
-for command in (*cli_ask.COMMANDS, mcp, doctor):
+for command in (*cli_ask.COMMANDS, *cli_sql.COMMANDS, mcp, doctor, verify):
     app.command()(command)
 
 

@@ -59,17 +59,11 @@ class Result(msgspec.Struct, kw_only=True, omit_defaults=True):
         return table_of(self.hits) if self.arrow is None else read(self.arrow)
 
 
-class Column(msgspec.Struct):
-    """A column of a SQL answer, with the type that the statement gives it."""
-
-    name: str
-    type: str
-
-
 class SqlResult(msgspec.Struct, kw_only=True, omit_defaults=True):
     """A table, and how old the snapshot is that it comes from; `truncated` when a bound of rows or bytes cut it."""
 
-    columns: list[Column]
+    columns: list[str]
+    types: list[str]
     rows: list[list[Any]]
     row_count: int = 0
     snapshot_age_ms: float = 0.0
@@ -81,7 +75,7 @@ class SqlResult(msgspec.Struct, kw_only=True, omit_defaults=True):
         if self.arrow is not None:
             return read(self.arrow)
         values = zip(*self.rows, strict=True) if self.rows else ([] for _ in self.columns)
-        return pa.table([pa.array(list(column)) for column in values], names=[each.name for each in self.columns])
+        return pa.table([pa.array(list(column)) for column in values], names=self.columns)
 
 
 def result(answer: Answer) -> Result:
@@ -110,7 +104,8 @@ def sql(answer: Answer) -> SqlResult:
         return msgspec.json.decode(answer.body, type=SqlResult)
     table = read(answer.body)
     return SqlResult(
-        columns=[Column(field.name, str(field.type)) for field in table.schema],
+        columns=table.schema.names,
+        types=[str(field.type) for field in table.schema],
         rows=[list(row) for row in zip(*(column.to_pylist() for column in table.columns), strict=True)],
         row_count=table.num_rows,
         snapshot_age_ms=float(answer.headers.get("isotherm-snapshot-age-ms", 0)),

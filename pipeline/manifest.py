@@ -30,7 +30,8 @@ class Manifest(msgspec.Struct, kw_only=True):
     """`epoch` names the incarnation of the log.
 
     By partition: `cleared_below` are offsets below which a replay leaves out what an operator cleared from hot;
-    `clearing` are clearings of other tiers that have begun and not ended.
+    `clearing` are clearings of other tiers that have begun and not ended; `replay_from` are offsets at which the log
+    goes on, in a directory just restored.
     """
 
     node: str
@@ -42,6 +43,7 @@ class Manifest(msgspec.Struct, kw_only=True):
     epoch: int = 0
     cleared_below: dict[str, int] = {}
     clearing: dict[str, Unfinished] = {}
+    replay_from: dict[str, int] = {}
 
 
 class DataDirectory:

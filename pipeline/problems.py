@@ -11,6 +11,7 @@ import structlog
 from starlette.requests import Request
 from starlette.responses import Response
 
+from pipeline.sql_process import SqlFailed
 from tiers.errors import (
     InvalidRecord,
     IsothermError,
@@ -46,7 +47,7 @@ _STATUS: tuple[tuple[type[IsothermError], int, str], ...] = (
 def problem(status: int, kind: str, detail: str, headers: Mapping[str, str] | None = None, **more: Any) -> Response:
     """Return a problem response; `kind` ends its `type`."""
     body = {"type": f"urn:isotherm:{kind}", "title": kind.replace("-", " "), "status": status, "detail": detail, **more}
-    headers = {"Retry-After": "1"} if status == 503 and headers is None else headers
+    headers = {"Retry-After": "1"} if status in (429, 503) and headers is None else headers
     return Response(msgspec.json.encode(body), status, headers, MEDIA_TYPE)
 
 
@@ -62,6 +63,8 @@ def unreadable(error: Exception) -> InvalidRecord:
 
 async def on_error(_: Request, error: Exception) -> Response:
     """Turn an error that a route raised into its problem object."""
+    if isinstance(error, SqlFailed):
+        return problem(error.status, error.kind, str(error))
     for kind, status, name in _STATUS:
         if isinstance(error, kind):
             more: dict[str, Any] = {"field": error.reason} if isinstance(error, InvalidRecord) else {}

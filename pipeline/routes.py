@@ -26,6 +26,8 @@ from pipeline.problems import on_error, problem
 from pipeline.routes_operate import Operator
 from pipeline.routes_publish import Publishing
 from pipeline.routes_read import Reads
+from pipeline.routes_snapshot import keeping_routes
+from pipeline.routes_sql import sql_routes
 from pipeline.visible import visible_change, visible_tiers
 from producers import events
 from producers.decoder import EventDecoder
@@ -51,9 +53,11 @@ class Gateway:
                     Route("/v1/memories", publishing.publish, methods=["POST"]),
                     Route("/v1/memories/{id:path}", publishing.delete, methods=["DELETE"]),
                     *Reads(manager, self._metrics, self._decoder, self._body).routes,
+                    *sql_routes(manager, self._body),
                     Route("/v1/tiers", self.tiers, methods=["GET"]),
                     Route("/v1/changes", self.changes, methods=["GET"]),
                     *Operator(manager).routes(),
+                    *keeping_routes(manager, self._body),
                     Route("/healthz", self.healthz, methods=["GET"]),
                     Route("/readyz", self.readyz, methods=["GET"]),
                     Route("/metrics", self.metrics, methods=["GET"]),

@@ -17,6 +17,8 @@ import msgspec
 
 from consumers.commit import CommitSettings
 from consumers.demote import MoveSettings
+from pipeline.snapshot import SnapshotSettings
+from pipeline.sql_settings import SqlSettings
 from producers.access import AccessSettings
 from producers.age import AgeSettings
 from producers.expiry import ExpirySettings
@@ -118,6 +120,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     commit: CommitSettings = CommitSettings()
     node: NodeSettings = NodeSettings()
     gateway: GatewaySettings = GatewaySettings()
+    sql: SqlSettings = SqlSettings()
+    snapshot: SnapshotSettings = SnapshotSettings()
     log: LogSettings = LogSettings()
 
     def owned(self) -> list[int]:

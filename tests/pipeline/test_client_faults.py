@@ -226,7 +226,7 @@ def test_a_server_always_has_to_prove_its_name() -> None:
 def test_sql_comes_as_rows_or_as_arrow() -> None:
     """Columns with types, rows, how old it is, whether it was cut: from JSON and from Arrow with its headers."""
     around = b'"row_count":2,"snapshot_age_ms":7,"truncated":true'
-    body = b'{"columns":[{"name":"n","type":"BIGINT"}],"rows":[[1],[2]],%b}' % around
+    body = b'{"columns":["n"],"types":["BIGINT"],"rows":[[1],[2]],%b}' % around
     table = pa.table({"n": [1, 2]})
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, table.schema) as writer:

@@ -122,3 +122,19 @@ async def _finds(memory: MemoryManager, given: list) -> None:
     assert {TierName.GLACIER} == {hit.tier for hit in found}
     nearest = (await memory.retrieve(Query(vector=given[7].vector, k=3))).hits
     assert given[7].id == nearest[0].row.id
+
+
+async def test_sql_reads_an_archive_in_a_bucket(in_s3: Settings) -> None:
+    """Its files are brought here once, and the next snapshot has them from the one before."""
+    in_s3 = msgspec.structs.replace(in_s3, sql=msgspec.structs.replace(in_s3.sql, snapshot_s=0.0))
+    async with MemoryManager.open(in_s3) as memory:
+        await memory.ready()
+        await memory.store(rows(COUNT))
+        await until(lambda: _in_glacier(memory, COUNT))
+        query = "SELECT count(*), count(payload), count(DISTINCT id) FROM glacier"
+        first = await memory.node.sql.query(query)
+        before = memory.node.glacier.census().requests["get"].bytes
+        second = await memory.node.sql.query(query)
+
+        assert [b"[%d,%d,%d]" % (COUNT, COUNT, COUNT)] == first.parts == second.parts
+        assert before == memory.node.glacier.census().requests["get"].bytes
