@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
 import typer
 
 from pipeline.cli_options import GATEWAY, Json, Key, Url, connect
-from pipeline.client_results import SqlResult
+
+if TYPE_CHECKING:
+    from pipeline.client_results import SqlResult
 
 CELL_CHARACTERS = 60
 

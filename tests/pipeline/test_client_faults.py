@@ -238,7 +238,7 @@ def test_sql_comes_as_rows_or_as_arrow() -> None:
     assert table == exact.to_arrow() == plain.to_arrow()
     for one in (plain, exact):
         assert (["n"], [[1], [2]], 2, 7.0, True) == (
-            [column.name for column in one.columns],
+            one.columns,
             one.rows,
             one.row_count,
             one.snapshot_age_ms,
