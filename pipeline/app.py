@@ -268,9 +268,10 @@ async def rebuild(
     """Fill the index from the tiers below hot, top down; returns (above, tier, row) for rows found in two."""
     twice: list[tuple[TierName, TierName, Location]] = []
     for tier in below:
-        found = await load(index, tier, partitions, now_ms(), coder.drain)
+        found = await load(index, tier, partitions, now_ms(), coder.drain, coder.saved, coder.pool)
         twice += [(above, tier.name, where) for above, where in found]
         log.info("tier.loaded", tier=tier.name.word, rows=index.rows(tier.name), twice=len(found))
+    await coder.settle()
     return twice
 
 

@@ -18,6 +18,7 @@ import structlog
 from tiers import codec, record
 from tiers.cold_table import Table
 from tiers.errors import OutcomeUnknown, TierCorrupt, TierFull
+from tiers.listed import Known, all_known
 from tiers.record import Int64s, Row
 from tiers.side import SideFile
 from tiers.tier import Location, Usage
@@ -171,6 +172,11 @@ class ColdRows:
     def page(self, first: int, last: int) -> pa.RecordBatch:
         """Return the rows of slots first to last, from DuckDB."""
         return self._table.between(first, last)
+
+    def entries(self, first: int, last: int, known: Known) -> pa.RecordBatch:
+        """Return the rows of slots first to last without vectors, or with them where one is not known by its code."""
+        found = self._table.entries(first, last, vectors=False)
+        return found if all_known(found, known) else self._table.entries(first, last, vectors=True)
 
     def usage(self) -> Usage:
         """Return rows and bytes, both files counted."""
