@@ -7,6 +7,7 @@ neither (consumers/kept.py).
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from pathlib import Path
 
 import structlog
@@ -18,6 +19,7 @@ from tiers import packing
 from tiers.codes import Codebook, possible
 from tiers.index import Index
 from tiers.saved import Saved
+from tiers.tier import Tier, TierName
 from tiers.worker import SerialExecutor
 
 log = structlog.get_logger()
@@ -32,18 +34,31 @@ TIDY_ROWS = 65_536  # rows beyond twice those alive that a file of codes may hol
 class Coder:
     """`run` looks every 200 ms; `step` is one look. `train_rows` is how many vectors a codebook is trained with.
 
-    `saved` are the codes of the life before, for the rebuild; `settle` lets go of them.
+    `tiers` are where a reindex fetches vectors. `saved` are the codes of the life before, for the rebuild; `settle`
+    lets go of them.
     """
 
     name = "codes"
 
-    def __init__(self, index: Index, file: Path, train_rows: int, pool: SerialExecutor) -> None:
+    def __init__(
+        self,
+        index: Index,
+        file: Path,
+        train_rows: int,
+        pool: SerialExecutor,
+        tiers: Mapping[TierName, Tier] | None = None,
+    ) -> None:
         self._index, self._train_rows, self.pool = index, train_rows, pool
         self._kept = Kept(file)
         self._untidy_at = 0  # rows in the file at which it is worth a look
         self.saved: Saved | None = None
-        self.reindex = Reindex(index, self._kept, pool)
+        self.reindex = Reindex(index, self._kept, pool, tiers or {})
         self.enabled = train_rows > 0 and possible(index.dim)
+
+    @property
+    def kept(self) -> int:
+        """Codes in the file for the next start, those of dead rows too."""
+        return 0 if self._index.codebook is None else self._kept.rows(self._index.codebook)
 
     async def load(self) -> None:
         """Take codebook and codes of the life before; a codebook that is damaged is trained anew."""

@@ -40,13 +40,20 @@ class Kept:
             return None
         return codebook, self._codes(codebook).load()
 
-    def coming(self, dim: int) -> tuple[Codebook, Saved] | None:
-        """Return the codebook that was about to take over, and what is coded by it already."""
+    def coming(self, codebook: Codebook) -> tuple[Codebook, Saved] | None:
+        """Return the codebook that was about to take over from this one, and what is coded by it already.
+
+        Files that belong to neither are removed.
+        """
+        found: tuple[Codebook, Saved] | None = None
+        wanted = {f"{codebook.id}.codes"}
         for path in sorted(self._directory.glob("*.book")):
-            codebook = read(path)
-            if codebook is not None and codebook.dim == dim:
-                return codebook, self._codes(codebook).load()
-        return None
+            other = read(path) if found is None and path.stem != codebook.id else None
+            if other is not None and other.dim == codebook.dim:
+                found = other, self._codes(other).load()
+                wanted |= {path.name, f"{other.id}.codes"}
+        self._remove_all_but(wanted)
+        return found
 
     def announce(self, codebook: Codebook) -> None:
         """Note that this codebook is to take over."""
@@ -56,9 +63,7 @@ class Kept:
     def use(self, codebook: Codebook) -> None:
         """Make this the codebook in use, and forget all others and their codes."""
         write(self._file, codebook)
-        for path in self._directory.glob("*"):
-            if path.name != f"{codebook.id}.codes":
-                path.unlink()
+        self._remove_all_but({f"{codebook.id}.codes"})
         self._files = {name: file for name, file in self._files.items() if name == codebook.id}
 
     def append(self, codebook: Codebook, frame: Frame) -> None:
@@ -83,6 +88,11 @@ class Kept:
     def _codes(self, codebook: Codebook) -> CodesFile:
         path = self._directory / f"{codebook.id}.codes"
         return self._files.setdefault(codebook.id, CodesFile(path, codebook.code_bytes))
+
+    def _remove_all_but(self, names: set[str]) -> None:
+        for path in self._directory.glob("*"):
+            if path.name not in names:
+                path.unlink()
 
     def _give_up(self, error: OSError) -> None:
         self._failed = True

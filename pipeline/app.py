@@ -32,6 +32,7 @@ from consumers.lease import Lease
 from consumers.mover import Mover
 from consumers.promote import Promotion
 from consumers.reader import Handler, Reader
+from consumers.recall import Recall
 from consumers.upkeep import Upkeep
 from consumers.watermark import Watermark
 from pipeline.embed import load_embedder
@@ -99,6 +100,8 @@ class Node:
     clearing: Clearing
     lanes: dict[int, Lane]
     search_pool: SerialExecutor
+    coder: Coder
+    recall: Recall
     embed: Embed | None
     services: list[Service] = field(default_factory=list)
 
@@ -149,7 +152,7 @@ async def open_node(settings: Settings) -> AsyncIterator[Node]:
         for partition, epoch in lease.epochs.items():
             await warm.raise_epoch(partition, epoch)
             await glacier.raise_epoch(partition, epoch)
-        coder = await _open_coder(stack, settings, index, directory.path)
+        coder = await _open_coder(stack, settings, index, directory.path, tiers)
         changes = Changes(publisher, topics.changes, now_ms)
         await announce(changes, await rebuild(index, [warm, cold, glacier], settings.kafka.partitions, coder))
         embed = load_embedder(settings.embedder, settings.dim)
@@ -228,8 +231,22 @@ async def open_node(settings: Settings) -> AsyncIterator[Node]:
             clearing=clearing,
             lanes=lanes,
             search_pool=search_pool,
+            coder=coder,
+            recall=(recall := _recall(settings, index, tiers, coder)),
             embed=embed,
-            services=[reader, *lanes.values(), monitor, access, commit, upkeep, promotion, expiry, coder, lease],
+            services=[
+                reader,
+                *lanes.values(),
+                monitor,
+                access,
+                commit,
+                upkeep,
+                promotion,
+                expiry,
+                coder,
+                recall,
+                lease,
+            ],
         )
         yield node
         await commit.step()  # reached only after an orderly stop: lanes are quiet, the last watermark is true
@@ -253,13 +270,20 @@ async def _open_tiers(
     return hot, warm, cold, glacier
 
 
-async def _open_coder(stack: AsyncExitStack, settings: Settings, index: Index, data: Path) -> Coder:
+async def _open_coder(
+    stack: AsyncExitStack, settings: Settings, index: Index, data: Path, tiers: Mapping[TierName, Tier]
+) -> Coder:
     """Return what makes codes, with the codebook of the life before."""
     pool = SerialExecutor("codes")
     stack.callback(pool.close)
-    coder = Coder(index, data / "codebook", settings.index.train_rows, pool)
+    coder = Coder(index, data / "codebook", settings.index.train_rows, pool, tiers)
     await coder.load()
     return coder
+
+
+def _recall(settings: Settings, index: Index, tiers: Mapping[TierName, Tier], coder: Coder) -> Recall:
+    every_s, recall_min = settings.index.recall_s, settings.index.recall_min
+    return Recall(index, tiers, coder.pool, every_s=every_s, recall_min=recall_min)
 
 
 async def rebuild(

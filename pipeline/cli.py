@@ -15,6 +15,7 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 from pipeline import cli_ask
 from pipeline.cli_ask import GATEWAY, Url
+from pipeline.cli_codes import reindex
 from pipeline.cli_letters import letters_app
 from pipeline.cli_options import Config, Json, Set, run_async, settings_from
 from tiers.errors import InvalidRecord, IsothermError, ServiceMissing, SettingsError
@@ -147,7 +148,7 @@ def publish(
     sys.exit(1 if done.rejected else 0)
 
 
-for command in cli_ask.COMMANDS:
+for command in (*cli_ask.COMMANDS, reindex):
     app.command()(command)
 
 

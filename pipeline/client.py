@@ -79,6 +79,10 @@ class Client:
         """Return the answer of GET /v1/tiers."""
         return dict(self._ask("GET", "/v1/tiers"))
 
+    def reindex(self) -> dict[str, Any]:
+        """Ask for a new codebook (POST /v1/index:reindex); returns what is said of the codes."""
+        return dict(self._ask("POST", "/v1/index:reindex"))
+
     def why(self, identifier: str) -> dict[str, Any] | None:
         """Return the answer of GET /v1/why/{id}, or None."""
         told: dict[str, Any] | None = self._ask("GET", f"/v1/why/{quote(identifier)}", absent=True)

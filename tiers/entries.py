@@ -20,7 +20,7 @@ from tiers import segment as segments
 from tiers.record import Int64s
 from tiers.segment import COLUMNS, Segment
 
-REWRITE_BELOW = 0.25  # a full segment with fewer live rows than this is rewritten to the tail
+REWRITE_BELOW = 0.5  # a full segment with fewer live rows is rewritten to the tail: memory is twice what lives at most
 DEFAULT = "default"  # the namespace of an id without one
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 
 from consumers import coding
 from consumers.coding import Coder
-from tests.tiers.rows import row
+from tests.tiers.rows import batch, row
 from tests.tiers.shelves import World
 from tiers import index as index_module
 from tiers import segment
@@ -171,3 +172,38 @@ async def test_a_bound_on_codes_holds_with_codes(monkeypatch: pytest.MonkeyPatch
     assert (["glacier"], False) == (result.missed, result.complete)
     assert result.scanned < result.of == 2_500
     assert ["id-2"] == await world.found(ids=["id-2"])
+
+
+async def test_a_corpus_embedded_anew_is_found_all_the_time(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Every row of several segments superseded bit by bit: k hits at each moment, each once, and no memory left."""
+    count, step, dim = 24_000, 1_000, 16
+    monkeypatch.setattr(segment, "SEGMENT_ROWS", 8_192)
+    rng = np.random.default_rng(3)
+    world = World(dim=dim)
+    makes = await coder(world, tmp_path / "codebook")
+
+    def embed(start: int, version: int) -> None:
+        vectors = rng.normal(size=(step, dim)).astype(np.float32)
+        rows = [Row(f"id-{start + at}", version + start + at, 0, None, vectors[at], b"", {}) for at in range(step)]
+        found = batch(*rows, shape=world.shape)
+        world.index.put(found, np.zeros(step, np.int32), TierName.COLD, np.arange(step), 0)
+        world.shelves[TierName.COLD].rows.update({(one.id, one.version): one for one in rows})
+
+    for start in range(0, count, step):
+        embed(start, 1)
+    await makes.drain()
+    bytes_before, former = world.index.code_bytes, weakref.ref(world.index.segments()[0])
+    for start in range(0, count, step):
+        embed(start, 1_000_000)
+        if start % 3_000 == 0:
+            result = await world.retrieve(vector=rng.normal(size=dim).astype(np.float32), k=10)
+            assert (10, 10) == (len(result.hits), len({hit.row.id for hit in result.hits}))
+            assert (count, count, []) == (result.scanned, result.of, result.missed)
+            await makes.drain()
+        while world.index.compact():
+            pass
+    await makes.drain()
+
+    assert former() is None
+    assert world.index.code_bytes <= 2 * bytes_before
+    assert all(hit.row.version >= 1_000_000 for hit in (await world.retrieve(vector=np.ones(dim, np.float32))).hits)
