@@ -16,9 +16,11 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from tiers import record
 from tiers import segment as segments
 from tiers.record import Int64s
-from tiers.segment import COLUMNS, Segment
+from tiers.segment import COLUMNS, NO_COPY, Segment
+from tiers.tier import TierName
 
 REWRITE_BELOW = 0.5  # a full segment with fewer live rows is rewritten to the tail: memory is twice what lives at most
 DEFAULT = "default"  # the namespace of an id without one
@@ -163,3 +165,20 @@ class Entries:
             old.bury(live)
             return len(live), old, live, numbers
         return 0, None, np.zeros(0, np.intp), np.zeros(0, np.int64)
+
+
+def columns_of(batch: pa.RecordBatch, tier: TierName, now_ms: int) -> dict[str, npt.NDArray[Any]]:
+    """Return what a batch of records that come to be at home in `tier` says of the columns."""
+    deleted, event_time = record.deleted_of(batch), record.times_of(batch, "event_time")
+    born = np.minimum(event_time, now_ms)
+    return {
+        "version": record.versions_of(batch),
+        "home": np.full(batch.num_rows, tier),
+        "copy": np.full(batch.num_rows, NO_COPY),
+        "event_time": event_time,
+        "expires_at": record.times_of(batch, "expires_at"),
+        "born": born,
+        "used": born,
+        "heat": (~deleted).astype(np.float32),
+        "deleted": deleted,
+    }

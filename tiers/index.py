@@ -8,32 +8,24 @@ id that is neither home nor copy, from before the request that may create it unt
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from tiers import packing, record, score
-from tiers.blocks import Bytes
+from tiers import packing
 from tiers.codes import Codebook
-from tiers.entries import Entries
+from tiers.entries import Entries, columns_of
 from tiers.facts import facts_of
 from tiers.policy import REASONS
 from tiers.queue import Queue
 from tiers.record import Floats, Int64s
+from tiers.scannable import Coded, Scannable
 from tiers.segment import NO_COPY, SEGMENT_ROWS, Entry, Segment, View
 from tiers.tier import NO_SLOT, Location, TierName
 
 COLUMNAR_IDS = 16  # from here on reading whole columns costs less than row by row
 COMPACT_ROWS = 512  # moved in one loop step: 1.3 ms at 256 dimensions
-
-
-class Coded(NamedTuple):
-    """Codes by the index's codebook that are known already: `mask` says of which rows, `codes` are theirs."""
-
-    mask: npt.NDArray[np.bool_]
-    codes: Bytes
 
 
 class Index:
@@ -45,12 +37,11 @@ class Index:
     def __init__(
         self, dim: int, metric: str = "cosine", *, attributes: pa.StructType | None = None, bytes_limit: int = 0
     ) -> None:
-        self.dim, self.metric, self.bytes_limit = dim, metric, bytes_limit
+        self.dim, self.metric = dim, metric
         self.attributes: pa.StructType = attributes if attributes is not None else pa.struct([])
         self.queue = Queue()
-        self.codebook: Codebook | None = None
         self._entries = Entries(dim, self.attributes)
-        self._unmeasured = 0  # bytes of codes and vectors added since the limit was looked at
+        self._scannable = Scannable(self._entries, metric, bytes_limit)
         self._rows = np.zeros(len(TierName), np.int64)
 
     @classmethod
@@ -147,6 +138,24 @@ class Index:
         return [view for view in found if view is not None]
 
     @property
+    def codebook(self) -> Codebook | None:
+        """By which new codes are made; None before one is trained."""
+        return self._scannable.codebook
+
+    @codebook.setter
+    def codebook(self, codebook: Codebook | None) -> None:
+        self._scannable.codebook = codebook
+
+    @property
+    def bytes_limit(self) -> int:
+        """Bound of `code_bytes`, 0 = none."""
+        return self._scannable.bytes_limit
+
+    @bytes_limit.setter
+    def bytes_limit(self, bytes_limit: int) -> None:
+        self._scannable.bytes_limit = bytes_limit
+
+    @property
     def code_bytes(self) -> int:
         """Bytes of codes and of vectors that have none yet."""
         return packing.code_bytes(self.segments())
@@ -176,35 +185,21 @@ class Index:
         Returns the physical rows that this masks; the caller queues or evicts them. Rows outside hot are encoded; of
         those `coded` the vectors are not looked at. `claimed`: what `claim` said of the ids, in this loop step.
         """
-        ids, versions = batch["id"].to_pylist(), record.versions_of(batch)
+        ids = batch["id"].to_pylist()
         masked: list[tuple[TierName, Location]] = []
         if claimed is None:
             former = self._entries.numbers(ids)
             masked = [row for number in former[former >= 0].tolist() for row in self._mask(*self._entries.at(number))]
-        deleted = record.deleted_of(batch)
-        event_time = record.times_of(batch, "event_time")
-        born = np.minimum(event_time, now_ms)
-        columns: dict[str, npt.NDArray[Any]] = {
-            "version": versions,
+        columns = columns_of(batch, tier, now_ms)
+        columns |= {
             "partition": np.asarray(partition),
             "namespace": self._entries.namespaces_of(batch["id"]),
-            "home": np.full(len(ids), tier),
             "slot": slots,
-            "copy": np.full(len(ids), NO_COPY),
-            "event_time": event_time,
-            "expires_at": record.times_of(batch, "expires_at"),
-            "born": born,
-            "used": born,
-            "heat": (~deleted).astype(np.float32),
-            "deleted": deleted,
         }
         fresh = self._entries.append(ids, columns, facts_of(batch, self._entries.schema), claimed)
         self._rows[tier] += len(ids)
-        if coded is not None:
-            self._adopt(fresh[coded.mask], coded.codes)
-            deleted = deleted | coded.mask
-        if tier != TierName.HOT and not deleted.all():
-            self._encode(fresh, record.vectors_of(batch), ~deleted)
+        if tier != TierName.HOT:
+            self._scannable.enter(batch, fresh, coded)
         return masked
 
     def relocate(
@@ -234,7 +229,8 @@ class Index:
             segment.changed()
         self._rows[tier] += int(same.sum())
         if tier != TierName.HOT and vectors is not None:
-            self._encode(numbers[same], vectors[same], ~deleted[same])
+            kept = same & ~deleted
+            self._scannable.encode(numbers[kept], vectors[kept])
         return same
 
     def relocate_slots(
@@ -300,12 +296,7 @@ class Index:
 
     def compact(self, rows_max: int = COMPACT_ROWS) -> int:
         """Move some rows of one mostly dead segment to the tail; says how much was done, 0 when nothing is to do."""
-        done, old, rows, numbers = self._entries.compact(rows_max)
-        if old is not None:
-            to = dict(zip(rows.tolist(), numbers.tolist(), strict=True))
-            for coded, vectors in old.coded_vectors(rows):
-                self._keep(np.array([to[row] for row in coded.tolist()], np.int64), vectors)
-        return done
+        return self._scannable.compact(rows_max)
 
     # -- inside ------------------------------------------------------------------------------------------------------
 
@@ -318,32 +309,6 @@ class Index:
         if entry.copy != NO_COPY:
             rows.append((TierName.HOT, Location(entry.id, entry.version, entry.partition, entry.copy)))
         return rows
-
-    def _keep(self, numbers: Int64s, scaled: Floats) -> None:
-        """Let searches find these entries by their scaled vectors."""
-        for segment, at, rows in self._entries.by_segment(numbers):
-            fresh = ~segment.coded[rows]
-            if fresh.any():
-                segment.encode(rows[fresh], scaled[at[fresh]])
-
-    def _adopt(self, numbers: Int64s, codes: Bytes) -> None:
-        """Let searches find these entries by their codes, once the segments have packed them."""
-        for segment, at, rows in self._entries.by_segment(numbers):
-            segment.adopt(rows, codes[at])
-        self._measure(codes.nbytes)
-
-    def _encode(self, numbers: Int64s, vectors: Floats, live: npt.NDArray[np.bool_]) -> None:
-        numbers, vectors = numbers[live], vectors[live]
-        self._keep(numbers, vectors * score.scales(vectors, self.metric)[:, None])
-        self._measure(vectors.nbytes)
-
-    def _measure(self, added: int) -> None:
-        """Keep codes within their limit; looked at when a 256th of it was added, so that it costs next to nothing."""
-        self._unmeasured += added
-        margin = self.bytes_limit // 256
-        if self.bytes_limit and self._unmeasured > margin:
-            self._unmeasured = 0
-            packing.shed(self.segments(), self.bytes_limit - margin)
 
 
 __all__ = ["NO_SLOT", "SEGMENT_ROWS", "Coded", "Entry", "Index", "View"]
