@@ -10,15 +10,19 @@ import asyncio
 from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
 import structlog
 
 from consumers.kept import Kept
 from consumers.reindex import Reindex
 from producers.ticks import ticks
-from tiers import packing
-from tiers.codes import Codebook, possible
+from tiers import packing, sealing
+from tiers.codes import Codebook, Packed, possible
+from tiers.hot import HotMemory
 from tiers.index import Index
 from tiers.saved import Saved
+from tiers.segment import Segment
 from tiers.tier import Tier, TierName
 from tiers.worker import SerialExecutor
 
@@ -34,8 +38,8 @@ TIDY_ROWS = 65_536  # rows beyond twice those alive that a file of codes may hol
 class Coder:
     """`run` looks every 200 ms; `step` is one look. `train_rows` is how many vectors a codebook is trained with.
 
-    `tiers` are where a reindex fetches vectors. `saved` are the codes of the life before, for the rebuild; `settle`
-    lets go of them.
+    `tiers` are where a reindex fetches vectors, and hot's full slabs get codes. `saved` are the codes of the life
+    before, for the rebuild; `settle` lets go of them.
     """
 
     name = "codes"
@@ -49,10 +53,11 @@ class Coder:
         tiers: Mapping[TierName, Tier] | None = None,
     ) -> None:
         self._index, self._train_rows, self.pool = index, train_rows, pool
+        self._tiers = tiers or {}
         self._kept = Kept(file)
         self._untidy_at = 0  # rows in the file at which it is worth a look
         self.saved: Saved | None = None
-        self.reindex = Reindex(index, self._kept, pool, tiers or {})
+        self.reindex = Reindex(index, self._kept, pool, self._tiers)
         self.enabled = train_rows > 0 and possible(index.dim)
 
     @property
@@ -104,11 +109,29 @@ class Coder:
         assert codebook is not None, "codes need a codebook"
         waiting = packing.due(self._index.segments(), codebook, rows, rows_full)
         if waiting is None:
-            return False
+            return await self._seal(codebook)
         packed, frame = await self.pool.run(waiting.codes)
         waiting.install(packed)
         await self.pool.run(self._kept.append, packed.codebook, frame)
         return True
+
+    async def _seal(self, codebook: Codebook) -> bool:
+        """Code a full slab of hot."""
+        hot = self._tiers.get(TierName.HOT)
+        waiting = sealing.due(self._index, hot, codebook) if isinstance(hot, HotMemory) else None
+        if waiting is None:
+            return False
+        try:
+            found = await self.pool.run(waiting.codes)
+            waiting.install(found)
+        finally:
+            waiting.release()
+        for (segment, _, rows, _), packed in zip(waiting.parts, found, strict=True):  # as they will be needed below
+            await self.pool.run(self._keep, segment, rows, packed)
+        return True
+
+    def _keep(self, segment: Segment, rows: npt.NDArray[np.intp], packed: Packed) -> None:
+        self._kept.append(packed.codebook, packing.frame_of(segment, rows, packed.codes(rows)))
 
     async def _train(self) -> bool:
         sample = packing.sample(self._index.segments(), self._train_rows)

@@ -137,7 +137,7 @@ def _named(
         if packed is not None and len(wanted):
             mask, place = np.zeros(segment.count, bool), np.zeros(segment.count, np.intp)
             mask[wanted], place[rows] = True, np.arange(start, end)
-            best, approximate = packed.best(mask, query, CANDIDATES)
+            ((best, approximate),) = packed.best(mask, query[None, :], CANDIDATES)
             positions.append(place[best])
             values.append(approximate)
         start = end

@@ -103,7 +103,7 @@ class Reindex:
         before = segment.packed
         assert before is not None, "only what has codes is recoded"
         numbers = before.numbers
-        rows = numbers[segment.alive[numbers] & segment.coded[numbers]].astype(np.intp)
+        rows = np.unique(numbers[segment.alive[numbers] & segment.coded[numbers]]).astype(np.intp)
         codes = await self._codes(Picked(segment, rows), before, codebook)
         fresh = await self._pool.run(codebook.empty().plus_codes, rows, codes)
         if segment.packed is before:

@@ -1,10 +1,9 @@
-"""Exact vectors of rows below hot, for whoever makes or judges codes: fetched where the index says, some at a time."""
+"""Exact vectors of rows that have codes, for whoever makes or judges codes: fetched where the index says."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from itertools import groupby
 from typing import NamedTuple
 
 import numpy as np
@@ -12,15 +11,16 @@ import numpy.typing as npt
 
 from tiers import score
 from tiers.index import Index
-from tiers.record import Floats, Int64s
+from tiers.record import Floats
 from tiers.segment import Segment
-from tiers.tier import Location, Tier, TierName
+from tiers.tier import Places, Tier, TierName
 
-FETCH_ROWS = 512  # at once: with the largest payloads 128 MB
+FETCH_ROWS = 1_024  # at once
 LOOKS = 2  # a row that moved meanwhile is asked for again
 RUN_ROWS = 64  # of a sample lie beside each other: in an archive they cost one read
 
 Rows = npt.NDArray[np.intp]
+Bools = npt.NDArray[np.bool_]
 
 
 class Picked(NamedTuple):
@@ -36,7 +36,7 @@ class Vectors:
     def __init__(self, index: Index, tiers: Mapping[TierName, Tier]) -> None:
         self._index, self._tiers = index, tiers
 
-    async def fetch(self, segment: Segment, rows: Rows) -> tuple[Floats, npt.NDArray[np.bool_]]:
+    async def fetch(self, segment: Segment, rows: Rows) -> tuple[Floats, Bools]:
         """Return float32[rows, dim], and which rows are there: not those superseded or dropped meanwhile."""
         vectors, there = np.zeros((len(rows), self._index.dim), np.float32), np.zeros(len(rows), bool)
         for start in range(0, len(rows), FETCH_ROWS):
@@ -47,25 +47,24 @@ class Vectors:
         vectors *= score.scales(vectors, self._index.metric)[:, None]
         return vectors, there
 
-    async def _look(
-        self, segment: Segment, rows: Rows, wanted: Int64s, vectors: Floats, there: npt.NDArray[np.bool_]
-    ) -> None:
+    async def _look(self, segment: Segment, rows: Rows, wanted: Rows, vectors: Floats, there: Bools) -> None:
         """Fill in what is found of the rows at the `wanted` positions."""
-        entries = zip(wanted.tolist(), segment.entries(rows[wanted]), strict=True)
-        live = [(at, entry) for at, entry in entries if segment.alive[rows[at]] and entry.home != TierName.HOT]
-        for home, group in groupby(sorted(live, key=lambda pair: (pair[1].home, pair[0])), lambda pair: pair[1].home):
-            asked = list(group)
-            places = [Location(entry.id, entry.version, entry.partition, entry.slot) for _, entry in asked]
-            found = await self._tiers[TierName(home)].get(places)
-            for (at, _), row in zip(asked, found, strict=True):
-                if row is not None and row.vector is not None:
-                    vectors[at], there[at] = row.vector, True
+        at = wanted[segment.alive[rows[wanted]]]
+        for home in np.unique(segment.home[rows[at]]).tolist():
+            here = at[segment.home[rows[at]] == home]
+            of = rows[here]
+            ids = [segment.ids[row] for row in of.tolist()]
+            places = Places(ids, segment.version[of], segment.partition[of].astype(np.int32), segment.slot[of])
+            found = await self._tiers[TierName(home)].vectors(places, bounded=False)
+            for position, vector in zip(here.tolist(), found.found, strict=True):
+                if vector is not None:
+                    vectors[position], there[position] = vector, True
 
 
 def sample(segments: Sequence[Segment], count: int, random: np.random.Generator) -> list[Picked]:
     """Return about `count` live rows that have codes, in short runs from anywhere."""
     live = [
-        Picked(one, np.sort(one.packed.numbers[one.alive[one.packed.numbers]]).astype(np.intp))
+        Picked(one, np.unique(one.packed.numbers[one.alive[one.packed.numbers]]).astype(np.intp))
         for one in segments
         if one.packed is not None
     ]

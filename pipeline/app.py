@@ -55,6 +55,7 @@ from tiers.glacier import GlacierMemory
 from tiers.hot import HotMemory
 from tiers.index import Index
 from tiers.rebuild import load
+from tiers.scan import Scanner
 from tiers.tier import Location, Tier, TierName, Usage
 from tiers.warm import WarmMemory
 from tiers.worker import SerialExecutor
@@ -99,7 +100,7 @@ class Node:
     expiry: Expiry
     clearing: Clearing
     lanes: dict[int, Lane]
-    search_pool: SerialExecutor
+    scanner: Scanner
     coder: Coder
     recall: Recall
     embed: Embed | None
@@ -201,8 +202,8 @@ async def open_node(settings: Settings) -> AsyncIterator[Node]:
         clearing = Clearing(index, hot, mover, changes, ingest, commit, lanes, notes)
         await clearing.resume()
         access = Access(settings.access, publisher, topics.access, settings.kafka.partitions, now_ms)
-        search_pool = SerialExecutor("search", settings.index.search_threads)
-        stack.callback(search_pool.close)
+        scanner = Scanner(settings.index.search_threads)
+        stack.callback(scanner.close)
         monitor = AgeMonitor(settings.age, settings.policy, index, usages, publisher, topics.age, now_ms)
         expiry = Expiry(
             settings.expiry, index, publisher, topics.memories, lambda p: p in lanes and ingest.ready(p), now_ms
@@ -230,7 +231,7 @@ async def open_node(settings: Settings) -> AsyncIterator[Node]:
             expiry=expiry,
             clearing=clearing,
             lanes=lanes,
-            search_pool=search_pool,
+            scanner=scanner,
             coder=coder,
             recall=(recall := _recall(settings, index, tiers, coder)),
             embed=embed,

@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 
 from tiers import record
 from tiers import segment as segments
+from tiers.placed import Placed
 from tiers.record import Int64s
 from tiers.segment import COLUMNS, NO_COPY, Segment
 from tiers.tier import TierName
@@ -72,6 +73,10 @@ class Entries:
         for number in np.unique(of if chosen is None else of[chosen]).tolist():
             at = np.flatnonzero(of == number if chosen is None else chosen & (of == number))
             yield self._segments[number], at, (numbers[at] % segments.SEGMENT_ROWS).astype(np.intp)
+
+    def placed(self, ids: Sequence[str]) -> Placed:
+        """Return what is known of these ids, column by column."""
+        return Placed.of(ids, self.numbers(ids), self._segments, segments.SEGMENT_ROWS)
 
     def versions(self, numbers: Int64s) -> Int64s:
         """Return the version of each entry, -1 where the number is."""

@@ -54,7 +54,7 @@ def alive(segments: Sequence[Segment], codebook: Codebook) -> list[Alive]:
     for segment in segments:
         if segment.packed is not None and segment.packed.codebook is codebook:
             numbers = segment.packed.numbers
-            found.append(Alive(segment, segment.packed, numbers[segment.alive[numbers]].astype(np.intp)))
+            found.append(Alive(segment, segment.packed, np.unique(numbers[segment.alive[numbers]]).astype(np.intp)))
     return found
 
 

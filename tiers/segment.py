@@ -255,13 +255,16 @@ class Segment:
             return None
         below, outside = mask & self.coded[:n], place != TierName.HOT
         blind = mask & outside & ~below
+        sealed = below & ~outside & ~copied
         hot = np.flatnonzero(mask & ~outside) if facts else np.zeros(0, np.intp)
         return View(
             ids=self.ids,
+            version=self.version[:n],
             mask=mask,
             place=place,
             live=by_tier(place, mask),
             below=below & outside,
+            sealed=sealed if sealed.any() else None,
             blind=blind if blind.any() else None,
             packed=self.packed,
             rest=self.rest.chunks(),
