@@ -32,6 +32,7 @@ from consumers.lease import Lease
 from consumers.mover import Mover
 from consumers.promote import Promotion
 from consumers.reader import Handler, Reader
+from consumers.recall import Recall
 from consumers.upkeep import Upkeep
 from consumers.watermark import Watermark
 from pipeline.embed import load_embedder
@@ -103,6 +104,8 @@ class Node:
     lanes: dict[int, Lane]
     scanner: Scanner
     sql: Sql
+    coder: Coder
+    recall: Recall
     embed: Embed | None
     services: list[Service] = field(default_factory=list)
 
@@ -153,7 +156,7 @@ async def open_node(settings: Settings) -> AsyncIterator[Node]:
         for partition, epoch in lease.epochs.items():
             await warm.raise_epoch(partition, epoch)
             await glacier.raise_epoch(partition, epoch)
-        coder = await _open_coder(stack, settings, index, hot, directory.path)
+        coder = await _open_coder(stack, settings, index, directory.path, tiers)
         changes = Changes(publisher, topics.changes, now_ms)
         await announce(changes, await rebuild(index, [warm, cold, glacier], settings.kafka.partitions, coder))
         embed = load_embedder(settings.embedder, settings.dim)
@@ -233,8 +236,23 @@ async def open_node(settings: Settings) -> AsyncIterator[Node]:
             lanes=lanes,
             scanner=scanner,
             sql=(sql := _open_sql(stack, settings, shape, index, tiers)),
+            coder=coder,
+            recall=(recall := _recall(settings, index, tiers, coder)),
             embed=embed,
-            services=[reader, *lanes.values(), monitor, access, commit, upkeep, promotion, expiry, coder, sql, lease],
+            services=[
+                reader,
+                *lanes.values(),
+                monitor,
+                access,
+                commit,
+                upkeep,
+                promotion,
+                expiry,
+                coder,
+                recall,
+                sql,
+                lease,
+            ],
         )
         yield node
         await commit.step()  # reached only after an orderly stop: lanes are quiet, the last watermark is true
@@ -258,11 +276,13 @@ async def _open_tiers(
     return hot, warm, cold, glacier
 
 
-async def _open_coder(stack: AsyncExitStack, settings: Settings, index: Index, hot: HotMemory, data: Path) -> Coder:
+async def _open_coder(
+    stack: AsyncExitStack, settings: Settings, index: Index, data: Path, tiers: Mapping[TierName, Tier]
+) -> Coder:
     """Return what makes codes, with the codebook of the life before."""
     pool = SerialExecutor("codes")
     stack.callback(pool.close)
-    coder = Coder(index, data / "codebook", settings.index.train_rows, pool, hot)
+    coder = Coder(index, data / "codebook", settings.index.train_rows, pool, tiers)
     await coder.load()
     return coder
 
@@ -292,15 +312,21 @@ def _open_sql(
     return sql
 
 
+def _recall(settings: Settings, index: Index, tiers: Mapping[TierName, Tier], coder: Coder) -> Recall:
+    every_s, recall_min = settings.index.recall_s, settings.index.recall_min
+    return Recall(index, tiers, coder.pool, every_s=every_s, recall_min=recall_min)
+
+
 async def rebuild(
     index: Index, below: Sequence[Tier], partitions: int, coder: Coder
 ) -> list[tuple[TierName, TierName, Location]]:
     """Fill the index from the tiers below hot, top down; returns (above, tier, row) for rows found in two."""
     twice: list[tuple[TierName, TierName, Location]] = []
     for tier in below:
-        found = await load(index, tier, partitions, now_ms(), coder.drain)
+        found = await load(index, tier, partitions, now_ms(), coder.drain, coder.saved, coder.pool)
         twice += [(above, tier.name, where) for above, where in found]
         log.info("tier.loaded", tier=tier.name.word, rows=index.rows(tier.name), twice=len(found))
+    await coder.settle()
     return twice
 
 

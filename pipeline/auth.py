@@ -71,6 +71,7 @@ NEEDS: dict[tuple[str, str], Need] = {
     ("POST", "/v1/memories/{id:path}:promote"): OPERATES,
     ("POST", "/v1/memories/{id:path}:demote"): OPERATES,
     ("POST", "/v1/tiers/{tier}:clear"): Need(OPERATE, whole=True),
+    ("POST", "/v1/index:reindex"): Need(OPERATE, whole=True),
     ("POST", "/v1/snapshots"): Need(OPERATE, whole=True),
     ("POST", "/v1/verify"): Need(OPERATE, whole=True),
     ("GET", "/metrics"): Need(READ, whole=True),  # counts over all namespaces; gateway.metrics_open opens it

@@ -15,6 +15,7 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 from pipeline import cli_ask, cli_sql
 from pipeline.cli_agents import mcp
+from pipeline.cli_codes import reindex
 from pipeline.cli_doctor import doctor
 from pipeline.cli_keys import keys_app
 from pipeline.cli_letters import letters_app
@@ -166,7 +167,7 @@ def publish(
     sys.exit(1 if done.rejected else 0)
 
 
-for command in (*cli_ask.COMMANDS, *cli_sql.COMMANDS, mcp, doctor, verify):
+for command in (*cli_ask.COMMANDS, *cli_sql.COMMANDS, mcp, doctor, verify, reindex):
     app.command()(command)
 
 

@@ -132,6 +132,10 @@ class AsyncClient:
         """Cross-check all tiers, however long that takes; `repair` mends what is derived. Returns what was found."""
         return await self._ask(calls.operate("verify", {"repair": repair}))
 
+    async def reindex(self) -> dict[str, Any]:
+        """Ask for a new codebook; returns what is said of the codes. Progress is in `tiers()["codes"]`."""
+        return await self._ask(calls.operate("index:reindex", {}))
+
     async def tiers(self) -> dict[str, Any]:
         """Return what each tier holds against its limits, and what moves between them."""
         return await self._ask(calls.tiers())

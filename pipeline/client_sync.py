@@ -129,6 +129,10 @@ class Client:
         """Cross-check all tiers, however long that takes; `repair` mends what is derived. Returns what was found."""
         return self._ask(calls.operate("verify", {"repair": repair}))
 
+    def reindex(self) -> dict[str, Any]:
+        """Ask for a new codebook; returns what is said of the codes. Progress is in `tiers()["codes"]`."""
+        return self._ask(calls.operate("index:reindex", {}))
+
     def tiers(self) -> dict[str, Any]:
         """Return what each tier holds against its limits, and what moves between them."""
         return self._ask(calls.tiers())

@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.app import Node, Service, now_ms, open_node, supervise
+from pipeline.codes import codes
 from pipeline.settings import Settings, load
 from producers import events
 from producers.decoder import check_vector
@@ -181,6 +182,7 @@ class MemoryManager:
                 }
                 for name in TierName
             },
+            "codes": msgspec.to_builtins(codes(node)),
             "archive": msgspec.to_builtins(node.glacier.census()),
             "moved": [{"from": s, "to": t, "records": n} for (s, t), n in sorted(node.mover.moved.items())],
             "copies": {

@@ -9,6 +9,7 @@ from prometheus_client import CollectorRegistry, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from pipeline.archive_metrics import archive_metrics
+from pipeline.codes import codes_metrics
 from tiers.tier import TierName
 
 if TYPE_CHECKING:
@@ -54,6 +55,7 @@ class Metrics:
             letters.add_metric([reason], count)
         yield letters
         yield from self._partitions()
+        yield from codes_metrics(node)
         yield from archive_metrics(node.glacier.census())
 
     def _copies(self) -> Iterable[Metric]:

@@ -17,6 +17,7 @@ from consumers.history import History, history
 from pipeline import why
 from pipeline.app import now_ms
 from pipeline.auth import principal_of
+from pipeline.codes import codes
 from pipeline.manager import MemoryManager
 from pipeline.problems import problem
 from pipeline.why import Facts, time_text
@@ -44,6 +45,7 @@ class Operator:
         """Return the routes."""
         return [
             Route("/v1/tiers/{tier}:clear", self.clear, methods=["POST"]),
+            Route("/v1/index:reindex", self.reindex, methods=["POST"]),
             Route("/v1/memories/{id:path}:promote", self.promote, methods=["POST"]),
             Route("/v1/memories/{id:path}:demote", self.demote, methods=["POST"]),
             Route("/v1/why/{id:path}", self.why, methods=["GET"]),
@@ -55,6 +57,14 @@ class Operator:
         """POST /v1/tiers/{tier}:clear: delete, for good, every record whose home is that tier."""
         tier = request.path_params["tier"]
         return _json({"tier": tier, "cleared": await self._manager.clear(tier)})
+
+    async def reindex(self, _: Request) -> Response:
+        """POST /v1/index:reindex: train the codebook anew and code everything by it, in the background; 202."""
+        node = self._manager.node
+        if not node.coder.reindex.request():
+            detail = "there is no codebook yet: one is trained once index.train_rows vectors lie below hot"
+            return problem(409, "no-codebook", detail)
+        return _json(codes(node), 202)
 
     async def promote(self, request: Request) -> Response:
         """POST /v1/memories/{id}:promote: a hint on the access topic; 202."""

@@ -30,6 +30,7 @@ from tiers.glacier_settings import GlacierSettings
 from tiers.hot import HotSettings
 from tiers.policy import PolicySettings
 from tiers.record import ATTRIBUTE_TYPES
+from tiers.saved import PARTITIONS_MAX
 from tiers.score import METRICS
 from tiers.warm_settings import WarmSettings
 
@@ -42,12 +43,15 @@ NO_SETTINGS = frozenset({CONFIG, "ISOTHERM_URL", "ISOTHERM_KEY", "ISOTHERM_LOOP"
 class IndexSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """`bytes_limit` bounds the codes kept for scans (0 = none); at it the oldest glacier rows lose theirs first.
 
-    A codebook is trained once `train_rows` vectors lie below hot (0 = never: every scan is exact).
+    A codebook is trained once `train_rows` vectors lie below hot (0 = never: every scan is exact). Every `recall_s`
+    (0 = never) one record asks what the codes still find; below `recall_min` the log says so.
     """
 
     bytes_limit: int = 4_294_967_296
     search_threads: int = 2
     train_rows: int = 20_000
+    recall_s: float = 60.0
+    recall_min: float = 0.9
 
 
 class NodeSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -189,7 +193,14 @@ def check(settings: Settings) -> None:
         ("dim", settings.dim, not 1 <= settings.dim <= 16_384, "a vector has 1 to 16384 floats"),
         ("metric", settings.metric, settings.metric not in METRICS, f"one of {', '.join(METRICS)}"),
         ("embedder", settings.embedder, settings.embedder not in ("", "wordllama"), "empty or wordllama"),
-        ("kafka.partitions", settings.kafka.partitions, settings.kafka.partitions < 1, "at least one partition"),
+        (
+            "kafka.partitions",
+            settings.kafka.partitions,
+            not 1 <= settings.kafka.partitions <= PARTITIONS_MAX,
+            f"1 to {PARTITIONS_MAX}",
+        ),
+        ("index.recall_s", settings.index.recall_s, settings.index.recall_s < 0, "seconds, 0 = never"),
+        ("index.recall_min", settings.index.recall_min, not 0 <= settings.index.recall_min <= 1, "a share, 0 to 1"),
         (
             "node.partitions",
             settings.node.partitions,

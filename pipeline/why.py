@@ -54,7 +54,7 @@ def facts(index: Index, identifier: str, half_life_s: float, now_ms: int) -> Fac
     if found is None:
         return None
     segment, row = found
-    idle_since = np.array([now_ms - segment.heat_at[row]], np.int64)
+    idle_since = np.array([now_ms - segment.used[row]], np.int64)
     return Facts(
         id=identifier,
         version=int(segment.version[row]),

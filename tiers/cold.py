@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -25,11 +26,13 @@ from tiers.alone import choose, find, open_alone, settle
 from tiers.cold_rows import PAGE_ROWS, ColdRows
 from tiers.errors import ServiceMissing, SettingsError
 from tiers.index import Index
+from tiers.listed import Known
 from tiers.record import Int64s, Row
 from tiers.tier import Location, Places, Query, Receipt, Result, TierName, Usage, Vectors
 from tiers.worker import SerialExecutor
 
 READERS = 2  # threads
+ENTRY_ROWS = 16_384  # listed at once without their vectors; with them, where some are needed, 18 MB at 256 dimensions
 PROOF = "fdatasync of DuckDB's WAL at commit"
 
 
@@ -197,6 +200,15 @@ class ColdMemory:
         Writes wait meanwhile (about 0.6 s for 360 MB). TierFull, TierUnavailable: there is no copy.
         """
         return await self._writer.run(self._rows.copy, target, bytes_max)
+
+    async def entries(self, known: Known) -> AsyncIterator[pa.RecordBatch]:
+        """See rebuild.Sparse; in slot order, the rows there were when it began."""
+        slots = await self._readers.run(self._rows.slots)
+        pages = (slots[start : start + ENTRY_ROWS] for start in range(0, len(slots), ENTRY_ROWS))
+        jobs = (partial(self._rows.entries, int(page[0]), int(page[-1]), known) for page in pages)
+        async for batch in self._writer.ahead(jobs):
+            if batch.num_rows:
+                yield batch
 
     async def usage(self) -> Usage:
         """See Tier; bytes of both files, free blocks inside them left out."""

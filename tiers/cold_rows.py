@@ -19,6 +19,7 @@ import structlog
 from tiers import codec, record
 from tiers.cold_table import Table
 from tiers.errors import OutcomeUnknown, TierCorrupt, TierFull, TierUnavailable
+from tiers.listed import Known, all_known
 from tiers.record import Floats, Int64s, Row
 from tiers.side import SideFile
 from tiers.tier import Location, Places, Usage
@@ -225,6 +226,11 @@ class ColdRows:
     def release(self, slots: Int64s) -> None:
         """Forget slots that only the side file has."""
         self._side.release(slots)
+
+    def entries(self, first: int, last: int, known: Known) -> pa.RecordBatch:
+        """Return the rows of slots first to last without vectors, or with them where one is not known by its code."""
+        found = self._table.entries(first, last, vectors=False)
+        return found if all_known(found, known) else self._table.entries(first, last, vectors=True)
 
     def usage(self) -> Usage:
         """Return rows and bytes, both files counted."""

@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -28,6 +29,7 @@ from tiers.files import Files
 from tiers.glacier_settings import BATCH_ROWS_MAX, GlacierSettings, check, storage, style
 from tiers.index import Index
 from tiers.layout import Layout
+from tiers.listed import Known
 from tiers.parquet import DataFile
 from tiers.recent import Recent
 from tiers.record import Floats, Int64s, Row
@@ -36,6 +38,8 @@ from tiers.storage import Storage
 from tiers.takeout import take_out
 from tiers.tier import SKIPPED, Location, Places, Query, Receipt, Result, TierName, Usage, Vectors
 from tiers.worker import SerialExecutor
+
+ENTRY_ROWS = 16_384  # of a file, looked through at once for rows that need their vectors
 
 
 class Missing(NamedTuple):
@@ -143,6 +147,13 @@ class GlacierMemory:
                 slots = file.slots()[start : start + batch.num_rows]
                 yield batch.append_column("slot", pa.array(slots))
                 start += batch.num_rows
+
+    async def entries(self, known: Known) -> AsyncIterator[pa.RecordBatch]:
+        """See rebuild.Sparse; by partition, file and row, of the snapshot at the call."""
+        jobs = (partial(self._files.entries, file, ENTRY_ROWS, known) for file in self._files.live())
+        async for batches in self._readers.ahead(jobs):
+            for batch in batches:
+                yield batch
 
     def _scan(self, file: DataFile, start: int) -> pa.RecordBatch:
         return self._files.layout.decode(self._files.scan(file, start, BATCH_ROWS_MAX))

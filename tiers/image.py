@@ -70,7 +70,7 @@ def take(index: Index, now_ms: int) -> list[Part]:
                 slot=segment.slot[:n].copy(),
                 copied=segment.copy[:n] != NO_COPY,
                 version=segment.version[:n],
-                partition=segment.partition[:n],
+                partition=segment.partition[:n].astype(np.int32),
                 event_time=segment.event_time[:n],
                 expires_at=segment.expires_at[:n],
                 facts=segment.facts.table(),

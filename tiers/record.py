@@ -77,6 +77,14 @@ def schema(dim: int, attributes: Mapping[str, str]) -> pa.Schema:
     )
 
 
+def entries(shape: pa.Schema) -> pa.Schema:
+    """Return the columns of a listing without vectors and payloads; with them, a `vector` comes last."""
+    kept = [field for field in shape if field.name not in ("vector", "payload")]
+    return pa.schema(
+        [*kept, pa.field("slot", pa.int64(), nullable=False), pa.field("partition", pa.int32(), nullable=False)]
+    )
+
+
 def pack_version(epoch: int, offset: int, row: int = 0) -> int:
     """Return the version of the record at `row` of the message at `offset` in log incarnation `epoch`."""
     if not (0 <= epoch < 1 << EPOCH_BITS and 0 <= offset <= OFFSET_MAX and 0 <= row <= ROW_MAX):
