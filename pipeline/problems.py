@@ -45,7 +45,10 @@ _STATUS: tuple[tuple[type[IsothermError], int, str], ...] = (
 def problem(status: int, kind: str, detail: str, **more: Any) -> Response:
     """Return a problem response; `kind` ends its `type`."""
     body = {"type": f"urn:isotherm:{kind}", "title": kind.replace("-", " "), "status": status, "detail": detail, **more}
-    headers = {"Retry-After": "1"} if status == 503 else None
+    headers = {"Retry-After": "1"} if status == 503 else {}
+    request_id = structlog.contextvars.get_contextvars().get("request_id")
+    if request_id is not None:  # what to search the log for
+        body["request_id"] = headers["X-Request-Id"] = request_id
     return Response(msgspec.json.encode(body), status, headers, MEDIA_TYPE)
 
 

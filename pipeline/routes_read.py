@@ -171,7 +171,7 @@ class Reads:
 
     async def _ask(self, route: str, query: Query) -> Result:
         result = await self._manager.retrieve(query)
-        self._metrics.query_seconds.labels(route).observe(result.took_ms / 1000)
+        self._metrics.reads.answered(route, result)
         return result
 
     def _several(self, around: Searches, queries: list[Search]) -> list[Search]:

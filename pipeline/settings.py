@@ -18,6 +18,7 @@ import msgspec
 
 from consumers.commit import CommitSettings
 from consumers.demote import MoveSettings
+from pipeline.tracing import TraceSettings
 from producers.access import AccessSettings
 from producers.age import AgeSettings
 from producers.expiry import ExpirySettings
@@ -106,6 +107,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     node: NodeSettings = NodeSettings()
     gateway: GatewaySettings = GatewaySettings()
     log: LogSettings = LogSettings()
+    trace: TraceSettings = TraceSettings()
 
     def owned(self) -> list[int]:
         """Return the partitions of this node."""
@@ -221,6 +223,13 @@ def check(settings: Settings) -> None:
             settings.gateway.host not in ("127.0.0.1", "::1", "localhost"),
             "without API keys the gateway listens on loopback only",
         ),
+        ("trace.ratio", settings.trace.ratio, not 0 <= settings.trace.ratio <= 1, "a part of all traces: 0 to 1"),
+        (
+            "trace.endpoint",
+            masked(settings.trace.endpoint),
+            urlsplit(settings.trace.endpoint).scheme not in ("http", "https"),
+            "the URL of an OTLP receiver, as in http://127.0.0.1:4318/v1/traces",
+        ),
         ("log.level", settings.log.level, settings.log.level not in _LEVELS, f"one of {', '.join(_LEVELS)}"),
     ]
     wrong += [
@@ -248,6 +257,8 @@ def shown(settings: Settings) -> dict[str, Any]:
     for table in (values["warm"], values["kafka"]["security"]):
         table["password"] = secret.masked(table["password"])
     values["glacier"]["endpoint"] = masked(settings.glacier.endpoint)
+    values["trace"]["endpoint"] = masked(settings.trace.endpoint)
+    values["trace"]["headers"] = {name: secret.masked(value) for name, value in settings.trace.headers.items()}
     return values
 
 

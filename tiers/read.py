@@ -90,14 +90,16 @@ class Reading:
     async def _get(self, name: TierName, locations: list[Location]) -> list[Row | None] | None:
         """Return what the tier says, None when it does not in time."""
         began = time.perf_counter()
+        rows: list[Row | None] | None = None
         try:
             async with asyncio.timeout(self.deadline.left_s):
-                return self._noted(name, await self.tiers[name].get(locations))
+                rows = await self.tiers[name].get(locations)
         except (TierUnavailable, TimeoutError):
             self.missed.add(name)
-            return None
-        finally:
-            self.took_ms[name] += (time.perf_counter() - began) * 1000
+        ended = time.perf_counter()
+        self.took_ms[name] += (ended - began) * 1000
+        self.trace.asked(name.word, began, ended, len(locations), rows)
+        return None if rows is None else self._noted(name, rows)
 
     def _noted(self, name: TierName, rows: list[Row | None]) -> list[Row | None]:
         """Return the rows, counted if the query wants to be explained."""
@@ -129,6 +131,7 @@ async def retrieve(
         result = await listing.page(reading)
     result.missed = sorted(name.word for name in reading.missed)
     result.complete = not reading.missed
+    result.trace = reading.trace
     result.explain = reading.trace.shown() if query.explain else None
     result.took_ms = (time.perf_counter() - began) * 1000
     return result
