@@ -12,6 +12,7 @@ from producers.tally import AGES, Tally
 from tiers.policy import REASONS
 from tiers.record import Int64s
 
+RESULTS = ("applied", "superseded", "known", "unmet", "cleared", "rejected")
 MARKS_MAX = 4_096  # moments of the log remembered by partition
 MARK_MS = 1_000  # and how far apart they are at least
 
@@ -25,7 +26,7 @@ class IngestCounts:
     """
 
     def __init__(self) -> None:
-        self.results: Counter[str] = Counter()
+        self.results: Counter[str] = Counter(dict.fromkeys(RESULTS, 0))
         self.age = {"searchable": Tally(AGES), "applied": Tally(AGES)}
 
     def aged(self, stage: str, messages: Sequence[Message], now_ms: int) -> None:

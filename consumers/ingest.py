@@ -130,7 +130,7 @@ class Ingest:
         self.rows += batch.num_rows
         unmet, known = decoded.batch.num_rows - counting.num_rows, replayed.num_rows if replayed is not None else 0
         self.unmet += unmet
-        self.counts.results += Counter(
+        self.counts.results.update(
             applied=batch.num_rows,
             superseded=counting.num_rows - newest.num_rows,
             known=known,

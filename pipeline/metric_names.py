@@ -135,6 +135,12 @@ _GROUPS: dict[str, tuple[tuple[str, str, Labels, str], ...]] = {
             (),
             "How late the event loop was for a timer, sampled 20 times a second",
         ),
+        (
+            "isotherm_memory_limit_bytes",
+            "gauge",
+            (),
+            "Memory the process may have: its cgroup's limit, else the machine's",
+        ),
         ("isotherm_log_suppressed_total", "counter", (), "Log lines left out because the same was said just before"),
     ),
 }

@@ -7,9 +7,12 @@ it is within `ANSWER_S` lacks its samples and is 0 in `isotherm_tier_up`: a scra
 from __future__ import annotations
 
 import asyncio
+import os
 import platform
 from collections.abc import Iterable
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
@@ -27,6 +30,7 @@ if TYPE_CHECKING:
     from pipeline.manager import MemoryManager
 
 ANSWER_S = 1.0
+CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 
 
 class Metrics:
@@ -73,6 +77,7 @@ class Metrics:
         yield from self._asked()
         yield from archive_metrics(node.glacier.census())
         yield from owning(node)
+        yield family("isotherm_memory_limit_bytes", memory_limit())
         yield family("isotherm_log_suppressed_total", REPEATS.suppressed)
         build = {"version": package_version(), "device": node.hot.device.name, "python": platform.python_version()}
         yield info("isotherm_build_info", build)
@@ -89,6 +94,19 @@ class Metrics:
         yield family("isotherm_stream_dropped_total", http.streams_dropped)
 
 
+@cache
+def memory_limit() -> int:
+    """Return the bytes of memory that the process may have: its cgroup's limit, else the machine's memory."""
+    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    for file in CGROUP_LIMITS:
+        try:
+            return min(machine, int(Path(file).read_text()))
+        except (OSError, ValueError):  # not this kind of cgroup, or "max"
+            continue
+    return machine
+
+
+@cache
 def package_version() -> str:
     """Return the version of what is installed."""
     try:
