@@ -153,6 +153,21 @@ def last_move(what: Facts, past: History | None) -> dict[str, Any] | None:
     return None
 
 
+def decided(past: History | None) -> dict[str, Any] | None:
+    """Return the counters that the last move was decided by, as they were then; None where no age event tells. Pure."""
+    if past is None or past.decision is None:
+        return None
+    told = past.decision
+    return {
+        "at": time_text(told.at),
+        "reason": told.reason,
+        "age_s": told.age_ms / 1000,
+        "idle_s": told.idle_ms / 1000,
+        "heat": round(told.heat, 4),
+        "usage": told.usage,
+    }
+
+
 def time_text(milliseconds: int) -> str:
     """Return a time as the API writes it."""
     return str(np.datetime64(milliseconds, "ms")) + "Z"
