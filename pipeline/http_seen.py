@@ -29,10 +29,16 @@ _PLAIN = re.compile(rb"[A-Za-z0-9._:-]{1,128}").fullmatch
 
 
 class Seen:
-    """The middleware; `routes` are asked for the template of what was called."""
+    """The middleware; `routes` are asked for the template of what was called.
 
-    def __init__(self, app: ASGIApp, counts: HttpCounts, tracing: Tracing, routes: Iterable[BaseRoute]) -> None:
-        self._app, self._counts, self._tracing = app, counts, tracing
+    Unless `verbose`, only requests that fail with 500 or more are logged: even a line that the level leaves out costs
+    structlog as much as all the rest here.
+    """
+
+    def __init__(
+        self, app: ASGIApp, counts: HttpCounts, tracing: Tracing, routes: Iterable[BaseRoute], *, verbose: bool = False
+    ) -> None:
+        self._app, self._counts, self._tracing, self._verbose = app, counts, tracing, verbose
         self._templates = {route.endpoint: route.path for route in routes if isinstance(route, Route)}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -72,14 +78,10 @@ class Seen:
             took_s = (request.answered or time.perf_counter()) - request.began
             route = self._route(request.scope)
             self._counts.answered(request.method, route, request.status, took_s)
-            say = log.error if request.status >= 500 else log.debug
-            say(
-                "request.answered",
-                method=request.method,
-                route=route,
-                status=request.status,
-                took_ms=round(took_s * 1000, 3),
-            )
+            if self._verbose or request.status >= 500:
+                say = log.error if request.status >= 500 else log.debug
+                took_ms = round(took_s * 1000, 3)
+                say("request.answered", method=request.method, route=route, status=request.status, took_ms=took_ms)
 
     def _route(self, scope: Mapping[str, Any]) -> str:
         endpoint = scope.get("endpoint")

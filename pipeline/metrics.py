@@ -9,11 +9,11 @@ from __future__ import annotations
 import asyncio
 import os
 import platform
-from collections.abc import Iterable
+from collections.abc import Awaitable, Iterable
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
 from prometheus_client.core import Metric
@@ -29,6 +29,7 @@ from tiers.tier import TierName, Usage
 if TYPE_CHECKING:
     from pipeline.manager import MemoryManager
 
+T = TypeVar("T")
 ANSWER_S = 1.0
 CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 
@@ -39,6 +40,7 @@ class Metrics:
     def __init__(self, manager: MemoryManager) -> None:
         self._manager = manager
         self._usages: dict[TierName, Usage] = {}
+        self._gpu: dict[str, int] = {}
         self.http = HttpCounts()
         self._registry = CollectorRegistry()
         self._registry.register(self)
@@ -52,14 +54,16 @@ class Metrics:
     async def render(self) -> bytes:
         """Return the exposition text."""
         tiers = self._manager.node.tiers
-        found = await asyncio.gather(*(self._usage(name) for name in tiers))
+        found = await asyncio.gather(*(self._in_time(tier.usage()) for tier in tiers.values()))
         self._usages = {name: usage for name, usage in zip(tiers, found, strict=True) if usage is not None}
+        self._gpu = await self._in_time(self._manager.node.hot.device_memory()) or {}
         return generate_latest(self._registry)
 
-    async def _usage(self, name: TierName) -> Usage | None:
+    @staticmethod
+    async def _in_time(answer: Awaitable[T]) -> T | None:
         try:
             async with asyncio.timeout(ANSWER_S):
-                return await self._manager.node.tiers[name].usage()
+                return await answer
         except (IsothermError, TimeoutError):
             return None
 
@@ -71,6 +75,7 @@ class Metrics:
         """Yield the current values (prometheus_client calls this)."""
         node = self._manager.node
         yield from holding(node, self._usages)
+        yield family("isotherm_gpu_memory_bytes", (((kind,), size) for kind, size in self._gpu.items()))
         yield from coming_in(node, self._manager.freshness()["lag_ms"] / 1000)
         yield from only_in_the_log(node)
         yield from moving(node)

@@ -35,8 +35,6 @@ def holding(node: Node, usages: Mapping[TierName, Usage]) -> Iterable[Metric]:
     yield family("isotherm_index_segments", len(node.index.segments()))
     yield family("isotherm_codes_bytes", node.index.code_bytes)
     yield family("isotherm_codebook_trained", node.index.codebook is not None)
-    memory = node.hot.device.memory()
-    yield family("isotherm_gpu_memory_bytes", (((kind,), size) for kind, size in memory.items()))
 
 
 def coming_in(node: Node, lag_s: float) -> Iterable[Metric]:

@@ -51,7 +51,8 @@ class Gateway:
             Route("/readyz", self.readyz, methods=["GET"]),
             Route("/metrics", self.metrics, methods=["GET"]),
         ]
-        seen = Middleware(Seen, counts=self._metrics.http, tracing=manager.node.tracing, routes=routes)
+        verbose = self._settings.log.level == "debug"
+        seen = Middleware(Seen, counts=self._metrics.http, tracing=manager.node.tracing, routes=routes, verbose=verbose)
         self.app = Starlette(
             routes=routes,
             middleware=[seen],

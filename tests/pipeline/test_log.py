@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import httpx
+import msgspec
 import pytest
 import structlog
 
@@ -95,7 +96,8 @@ def test_what_is_looked_after_is_bounded():
 
 @pytest.fixture
 async def http(settings: Settings) -> AsyncIterator[httpx.AsyncClient]:
-    """A client of a ready node."""
+    """A client of a ready node that logs every request."""
+    settings = msgspec.structs.replace(settings, log=LogSettings(level="debug"))
     service = HttpService(settings)
     async with MemoryManager.open(settings, service) as memory:
         service.gateway = Gateway(memory)
