@@ -13,6 +13,7 @@ from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from aiokafka.errors import KafkaError
 
+from consumers.connected import held
 from consumers.reader import Reader
 from producers.publisher import KafkaSettings
 from producers.ticks import ticks
@@ -58,11 +59,8 @@ class LogWatch:
 async def retention_s(settings: KafkaSettings, topic: str) -> float | None:
     """Return how long a topic keeps a message, math.inf for ever, None where we may not ask."""
     admin = AIOKafkaAdminClient(**settings.client())
-    try:
-        await admin.start()
+    async with held(admin.start, admin.close):
         answers = await admin.describe_configs([ConfigResource(ConfigResourceType.TOPIC, topic)])
-    finally:
-        await admin.close()
     for answer in answers:
         for code, _, _, _, entries in answer.resources:
             for name, value, *_ in entries if code == 0 else ():

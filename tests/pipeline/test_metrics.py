@@ -14,7 +14,7 @@ import pytest
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
-from pipeline import MemoryManager
+from pipeline import MemoryManager, Query
 from pipeline.metric_names import ALL, PROCESS, document
 from pipeline.read_counts import ReadCounts
 from pipeline.routes import Gateway
@@ -248,3 +248,39 @@ def test_an_answer_is_counted_once_by_its_coldest_tier():
     counts.answered("search", Result([], took_ms=1.0))
 
     assert {("search", "cold"): 1, ("search", "none"): 1} == {key: len(tally) for key, tally in counts.queries.items()}
+
+
+async def test_the_log_is_watched_for_what_it_may_forget(settings, stack):
+    """Where the log begins and ends, for how long it keeps a message, and how old the oldest unsaved one is."""
+    from aiokafka.admin import AIOKafkaAdminClient
+    from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
+
+    from pipeline.log_watch import retention_s
+    from pipeline.node_metrics import only_in_the_log
+
+    async with MemoryManager.open(settings) as memory:
+        node = memory.node
+        await until(lambda: node.log_watch.retention_s is not None)
+        assert float("inf") == node.log_watch.retention_s
+        await memory.retrieve(Query(ids=[], at_least=await memory.store(rows(20))))
+        await node.log_watch.look()
+
+        assert {0: 0, 1: 0, 2: 0, 3: 0} == node.log_watch.begins
+        assert 4 == sum(node.log_watch.ends.values())
+        admin = AIOKafkaAdminClient(bootstrap_servers=stack.kafka)
+        await admin.start()
+        try:
+            hour = {"retention.ms": "3600000"}
+            await admin.alter_configs([ConfigResource(ConfigResourceType.TOPIC, node.topics.memories, hour)])
+        finally:
+            await admin.close()
+        assert 3_600 == await retention_s(settings.kafka, node.topics.memories)
+        ages = [
+            sample.value
+            for family in only_in_the_log(node)
+            for sample in family.samples
+            if sample.name == "isotherm_watermark_age_seconds"
+        ]
+
+    assert 4 == len(ages)
+    assert all(0 < age < 60 for age in ages)
