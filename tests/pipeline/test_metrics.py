@@ -20,8 +20,9 @@ from pipeline.read_counts import ReadCounts
 from pipeline.routes import Gateway
 from pipeline.serve import HttpService
 from pipeline.stack import Stack
-from tests.nodes import DIM, rows, small, until
+from tests.nodes import DIM, bring, rows, small, until
 from tests.pipeline.promql import parse
+from tiers.tier import TierName
 
 ROOT = Path(__file__).parents[2]
 OBSERVABILITY = ROOT / "compose" / "observability"
@@ -44,8 +45,8 @@ def lived(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Samples:
 
 
 async def _live(stack: Stack, data: Path) -> str:
-    ageing = {"policy__hot_age_s": 0.3, "policy__warm_idle_s": 0.5, "policy__cold_idle_s": 0.6}
-    settings = small(stack, "t-lived", data, **ageing, policy__promote_heat_min=2.0, expiry__interval_ms=50)
+    rules = {"policy__hot_age_s": 3_600.0, "policy__promote_heat_min": 2.0}
+    settings = small(stack, "t-lived", data, **rules, expiry__interval_ms=50)
     service = HttpService(settings)
     async with MemoryManager.open(settings, service) as memory:
         service.gateway = Gateway(memory)
@@ -73,18 +74,22 @@ async def _busy(memory: MemoryManager, http: httpx.AsyncClient) -> None:
     assert (await http.get("/no/such/route")).status_code == 404
     async with http.stream("GET", "/v1/changes"):
         pass
-    await until(lambda: node.mover.counts.age.keys() >= {"warm", "cold", "glacier"})
+    for number in range(8):
+        await bring(memory, f"id-{number}", *list(TierName)[: 3 + number % 2])
+    await memory.store(rows(2))  # their rows below are superseded
+    assert (await http.post("/v1/memories/id-20:demote")).status_code == 202
+    await until(lambda: node.demote.results["planned"] > 0)
     await memory.cleanup()
-    late = {"ids": [f"id-{at}" for at in range(60)], "deadline_ms": 0.001}  # nothing on disk answers by then
+    late = {"ids": [f"id-{at}" for at in range(2, 8)], "deadline_ms": 0.001}  # nothing on disk answers by then
     assert not (await http.post("/v1/retrieve", json=late)).json()["complete"]
     await until(lambda: bool(node.ingest.letters) and node.expiry.written > 0)
 
     async def promoted() -> bool:
-        await http.get("/v1/memories/id-1")
+        await http.get("/v1/memories/id-3")
         return bool(node.copies.promoted)
 
     await until(promoted)
-    await memory.store(rows(1, start=1))  # its copy is of an older version now
+    await memory.store(rows(1, start=3))  # its copy is of an older version now
     await until(lambda: bool(node.copies.evicted))
     await until(lambda: bool(node.log_watch.begins and node.reader.lag()))
 
@@ -215,7 +220,7 @@ def test_flows_and_occupancy_are_those_of_the_node(lived):
 async def test_a_scrape_does_not_wait_for_a_sick_tier(settings, monkeypatch):
     """A tier that does not say how full it is lacks its samples, and is 0 in isotherm_tier_up."""
     from pipeline import metrics
-    from tiers.tier import TierName, Usage
+    from tiers.tier import Usage
 
     monkeypatch.setattr(metrics, "ANSWER_S", 0.05)
     async with MemoryManager.open(settings) as memory:
@@ -240,7 +245,7 @@ async def test_a_scrape_does_not_wait_for_a_sick_tier(settings, monkeypatch):
 @pytest.mark.unit
 def test_an_answer_is_counted_once_by_its_coldest_tier():
     """Sums over tiers are sums over queries."""
-    from tiers.tier import Hit, Result, TierName
+    from tiers.tier import Hit, Result
 
     counts = ReadCounts()
     row = rows(1)[0]

@@ -21,7 +21,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ParentBased
 from opentelemetry.trace import StatusCode
 
-from pipeline import MemoryManager
+from pipeline import MemoryManager, Query
 from pipeline.routes import Gateway
 from pipeline.serve import HttpService
 from pipeline.settings import Settings, load, shown
@@ -29,8 +29,9 @@ from pipeline.tracing import TraceSettings, tracing_of
 from producers import MemoryProducer
 from producers.events import Message
 from producers.tracing import OFF, REMEMBERED_MAX, Remembered, Tracing, publishing, sampled
-from tests.nodes import DIM, until
+from tests.nodes import DIM, bring, until
 from tiers.errors import SettingsError
+from tiers.tier import TierName
 
 VECTOR = np.ones(DIM, np.float32)
 SECRET = "id-of-a-person"
@@ -71,14 +72,23 @@ def spans() -> Iterator[Spans]:
 
 
 @pytest.fixture
-async def http(ageing: Settings, spans: Spans) -> AsyncIterator[httpx.AsyncClient]:
-    """A client of a node that is traced, and whose records age fast."""
-    service = HttpService(ageing)
-    async with MemoryManager.open(ageing, service, tracing=spans.tracing) as memory:
+async def memory(settings: Settings, spans: Spans) -> AsyncIterator[MemoryManager]:
+    """A node that is traced."""
+    service = HttpService(settings)
+    async with MemoryManager.open(settings, service, tracing=spans.tracing) as memory:
         service.gateway = Gateway(memory)
         await memory.ready()
-        async with httpx.AsyncClient(base_url=service.address, timeout=10) as client:
-            yield client
+        memory.node.services.append(service)  # so that a client finds its address
+        yield memory
+
+
+@pytest.fixture
+async def http(memory: MemoryManager) -> AsyncIterator[httpx.AsyncClient]:
+    """A client of that node."""
+    service = memory.node.services[-1]
+    assert isinstance(service, HttpService)
+    async with httpx.AsyncClient(base_url=service.address, timeout=10) as client:
+        yield client
 
 
 def told(spans: Spans) -> str:
@@ -87,19 +97,20 @@ def told(spans: Spans) -> str:
 
 
 async def test_one_trace_leads_from_a_producers_header_to_glacier(
-    ageing: Settings, http: httpx.AsyncClient, spans: Spans
+    settings: Settings, memory: MemoryManager, spans: Spans
 ) -> None:
     """From send through ingest (decode, append) to each move (read, store, announce, evict); no id, no payload."""
     program = TracerProvider(shutdown_on_exit=False)  # samples everything: the producer's program began the trace
     program.add_span_processor(SimpleSpanProcessor(spans._exporter))
-    async with MemoryProducer(ageing.kafka, tracing=Tracing.over(program)) as producer:
+    async with MemoryProducer(settings.kafka, tracing=Tracing.over(program)) as producer:
         with program.get_tracer("app").start_as_current_span("app") as app:
-            await producer.send(SECRET, VECTOR, {"said": "a secret"}, {"user": "a-user"})
+            token = await producer.send(SECRET, VECTOR, {"said": "a secret"}, {"user": "a-user"})
     trace_id = app.get_span_context().trace_id
-    await until(lambda: bool(spans.named("move", source="cold", target="glacier")))
+    await memory.retrieve(Query(ids=[], at_least=token))
+    await bring(memory, SECRET, *TierName)
 
     assert {trace_id} == {span.context.trace_id for span in spans.all()}
-    (sent,) = spans.named(f"send {ageing.kafka.prefix}.memories")
+    (sent,) = spans.named(f"send {settings.kafka.prefix}.memories")
     (ingested,) = spans.named("ingest", messages=1)
     assert ingested.parent is not None
     assert sent.context.span_id == ingested.parent.span_id
