@@ -43,8 +43,9 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """The age event that asked for a move: what was known of the record then, and how full the tiers were, 0 to 1."""
+    """The age event that asked for `move`: what was known of the record then, and how full the tiers were, 0 to 1."""
 
+    move: Step
     at: int
     reason: str
     age_ms: int
@@ -150,7 +151,7 @@ def _decision(record: ConsumerRecord, identifier: str, move: Step) -> Decision |
     for row, (name, version, tier) in enumerate(named):
         if name == identifier and version_text(version) == move.version and _word(tier) == move.source:
             columns = {key: batch[key][row].as_py() for key in ("reason", "age_ms", "idle_ms", "heat")}
-            return Decision(at=record.timestamp, usage=events.usage_of(batch), **columns)
+            return Decision(move=move, at=record.timestamp, usage=events.usage_of(batch), **columns)
     return None
 
 

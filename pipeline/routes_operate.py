@@ -142,7 +142,7 @@ class Operator:
             **_shown(what),
             "because": why.because(what, last, settings.policy),
             "last_move": last,
-            "decided": why.decided(past),
+            "decided": why.decided(what, past),
             "usage": {name.word: round(usage.fraction, 4) for name, usage in usages.items()},
             "next": {"rule": ahead.rule, "to": _word(ahead.target), "in_s": ahead.in_s, "text": ahead.text},
             "policy": settings.policy,

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from consumers.history import History, Step
+from consumers.history import Decision, History, Step
 from pipeline import why
 from pipeline.why import Facts
 from pipeline.why_shown import why_shown
@@ -120,6 +120,19 @@ def test_the_last_move_is_that_of_this_version_to_this_tier():
         known, History(0)
     )
     assert None is why.last_move(facts(TierName.COLD), History(0))
+
+
+def test_what_was_decided_is_told_of_the_last_move_alone():
+    """A record that moved on, or was updated, while the topics were read has nothing told of the move before."""
+    move = Step(1, 2_000, "home", "warm", "cold", "idle", record.version_text(record.pack_version(0, 7)))
+    past = History(0, [move], decision=Decision(move, 1_990, "idle", 9_000, 7_000, 0.5, None))
+    told = why.decided(facts(TierName.COLD), past)
+
+    assert told is not None
+    assert (7.0, 0.5, None) == (told["idle_s"], told["heat"], told["usage"])
+    assert None is why.decided(facts(TierName.GLACIER), past)
+    assert None is why.decided(facts(TierName.COLD, version=record.pack_version(0, 8)), past)
+    assert None is why.decided(facts(TierName.COLD), History(0, [move]))
 
 
 def answer(**more: object) -> dict[str, object]:
