@@ -36,6 +36,8 @@ from consumers.recall import Recall
 from consumers.upkeep import Upkeep
 from consumers.watermark import Watermark
 from pipeline.embed import load_embedder
+from pipeline.log_watch import LogWatch
+from pipeline.loop_probe import LoopProbe
 from pipeline.manifest import Clearances, DataDirectory, Manifest
 from pipeline.settings import Settings
 from pipeline.sql import Sql
@@ -50,6 +52,7 @@ from producers.events import Topics
 from producers.expiry import Expiry
 from producers.memories import MemoryProducer
 from producers.publisher import Publisher
+from producers.tracing import OFF, Tracing
 from tiers import record
 from tiers.cold import ColdMemory
 from tiers.copies import Copies
@@ -86,6 +89,7 @@ class Node:
     settings: Settings
     manifest: Manifest
     index: Index
+    hot: HotMemory
     tiers: dict[TierName, Tier]
     glacier: GlacierMemory
     publisher: Publisher
@@ -97,11 +101,16 @@ class Node:
     commit: Commit
     access: Access
     heat: Heat
+    demote: Demote
     age: AgeMonitor
     copies: Copies
     expiry: Expiry
     clearing: Clearing
     lanes: dict[int, Lane]
+    lease: Lease
+    loop_probe: LoopProbe
+    log_watch: LogWatch
+    tracing: Tracing
     scanner: Scanner
     sql: Sql
     coder: Coder
@@ -134,7 +143,7 @@ async def supervise(services: Sequence[Service], stop: asyncio.Event, drain_s: f
 
 
 @asynccontextmanager
-async def open_node(settings: Settings) -> AsyncIterator[Node]:
+async def open_node(settings: Settings, tracing: Tracing = OFF) -> AsyncIterator[Node]:
     """Open a node up to the point where its services can start; everything is closed in reverse at the end."""
     async with AsyncExitStack() as stack:
         directory = stack.enter_context(DataDirectory(Path(settings.data)))
@@ -173,6 +182,7 @@ async def open_node(settings: Settings) -> AsyncIterator[Node]:
             partitions=settings.kafka.partitions,
             watermarks=watermarks,
             now_ms=now_ms,
+            tracing=tracing,
         )
         ingest.cleared_below = {int(partition): offset for partition, offset in manifest.cleared_below.items()}
         lanes = {partition: Lane(partition, settings.move.lane_jobs_max) for partition in owned}
@@ -185,6 +195,7 @@ async def open_node(settings: Settings) -> AsyncIterator[Node]:
             watermarks,
             lambda p: commit.acknowledged(p),  # noqa: PLW0108 - made below
             promotion.keep,
+            tracing,
         )
 
         async def usages() -> Mapping[TierName, Usage]:
@@ -201,8 +212,7 @@ async def open_node(settings: Settings) -> AsyncIterator[Node]:
         commit = Commit(settings.commit, reader, lease, watermarks)
         log.info("node.opened", partitions=len(owned), index=len(index), start=starts, end=ingest.replay_until)
 
-        notes = Clearances(directory, manifest)
-        clearing = Clearing(index, hot, mover, changes, ingest, commit, lanes, notes)
+        clearing = Clearing(index, hot, mover, changes, ingest, commit, lanes, Clearances(directory, manifest))
         await clearing.resume()
         access = Access(settings.access, publisher, topics.access, settings.kafka.partitions, now_ms)
         scanner = Scanner(settings.index.search_threads)
@@ -212,15 +222,21 @@ async def open_node(settings: Settings) -> AsyncIterator[Node]:
             settings.expiry, index, publisher, topics.memories, lambda p: p in lanes and ingest.ready(p), now_ms
         )
         upkeep = Upkeep(settings.move, index, mover, lanes, glacier.vacuum, now_ms)
+        watchers = (LoopProbe(), LogWatch(settings.kafka, reader, topics.memories))
         node = Node(
             settings=settings,
             manifest=manifest,
             index=index,
+            hot=hot,
             tiers=tiers,
             glacier=glacier,
             publisher=publisher,
             producer=MemoryProducer(
-                settings.kafka, publisher, epoch=manifest.epoch, rows_max=min(BATCH_ROWS, ingest.rows_max)
+                settings.kafka,
+                publisher,
+                epoch=manifest.epoch,
+                rows_max=min(BATCH_ROWS, ingest.rows_max),
+                tracing=tracing,
             ),
             topics=topics,
             reader=reader,
@@ -229,11 +245,16 @@ async def open_node(settings: Settings) -> AsyncIterator[Node]:
             commit=commit,
             access=access,
             heat=heat,
+            demote=demote,
             age=monitor,
             copies=hot.copies,
             expiry=expiry,
             clearing=clearing,
             lanes=lanes,
+            lease=lease,
+            loop_probe=watchers[0],
+            log_watch=watchers[1],
+            tracing=tracing,
             scanner=scanner,
             sql=(sql := _open_sql(stack, settings, shape, index, tiers)),
             coder=coder,
@@ -252,6 +273,7 @@ async def open_node(settings: Settings) -> AsyncIterator[Node]:
                 recall,
                 sql,
                 lease,
+                *watchers,
             ],
         )
         yield node

@@ -163,7 +163,11 @@ def why(
     if told is None or as_json:
         _show(told, identifier, as_json)
     else:
-        print("\n".join(_told(told)))
+        from rich.console import Console
+
+        from pipeline.why_shown import why_shown
+
+        Console(soft_wrap=True, highlight=False).print(why_shown(told))
 
 
 def export(
@@ -193,27 +197,6 @@ def export(
         count = write(client, file, asked, quiet=as_json)
     said = json.dumps({"exported": count, "file": file}) if as_json else f"exported {count}"
     print(said, file=sys.stderr if file == "-" else sys.stdout)
-
-
-def _told(told: dict[str, Any]) -> list[str]:
-    """Return an answer of /v1/why as lines."""
-    what = "deleted; its tombstone is" if told["deleted"] else "and a copy in hot" if told["copy_in_hot"] else ""
-    place = f"{what} in {told['tier']}" if told["deleted"] else f"in {told['tier']} {what}".strip()
-    lines = [
-        f"{told['id']}: {place}",
-        f"  version {told['version']}, partition {told['partition']}, heat {told['heat']:g}",
-        f"  age {told['age_s']:.0f} s, not read for {told['idle_s']:.0f} s",
-        f"  why:  {told['because']}",
-        f"  next: {told['next']['text']}",
-    ]
-    lines += [f"  waits for eviction: version {old['version']} in {old['tier']}" for old in told["superseded"]]
-    lines += [
-        f"  {step['at']}  {step['from'] or '-'} -> {step['to'] or 'gone'}  {step['reason']}  {step['version']}"
-        for step in told["history"]
-    ]
-    looked = told["looked"]
-    how_far = "all" if looked["complete"] else f"offsets {looked['from_offset']} to {looked['to_offset']}"
-    return [*lines, f"  looked at {how_far} of the changes that the topic still holds"]
 
 
 def _show(found: dict[str, Any] | None, identifier: str, as_json: bool) -> None:

@@ -47,8 +47,11 @@ _STATUS: tuple[tuple[type[IsothermError], int, str], ...] = (
 def problem(status: int, kind: str, detail: str, headers: Mapping[str, str] | None = None, **more: Any) -> Response:
     """Return a problem response; `kind` ends its `type`."""
     body = {"type": f"urn:isotherm:{kind}", "title": kind.replace("-", " "), "status": status, "detail": detail, **more}
-    headers = {"Retry-After": "1"} if status in (429, 503) and headers is None else headers
-    return Response(msgspec.json.encode(body), status, headers, MEDIA_TYPE)
+    answered = dict(headers if headers is not None else {"Retry-After": "1"} if status in (429, 503) else {})
+    request_id = structlog.contextvars.get_contextvars().get("request_id")
+    if request_id is not None:  # what to search the log for
+        body["request_id"] = answered["X-Request-Id"] = request_id
+    return Response(msgspec.json.encode(body), status, answered, MEDIA_TYPE)
 
 
 def unreadable(error: Exception) -> InvalidRecord:

@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator
 from contextlib import aclosing
 
 from starlette.applications import Starlette
+from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
@@ -20,6 +21,7 @@ from pipeline.app import now_ms
 from pipeline.auth import Principal, principal_of
 from pipeline.body import read_body
 from pipeline.guard import Guard, keyring_of
+from pipeline.http_seen import Seen
 from pipeline.manager import MemoryManager
 from pipeline.metrics import Metrics
 from pipeline.problems import on_error, problem
@@ -41,28 +43,29 @@ class Gateway:
         self._manager = manager
         self._settings = manager.node.settings
         self._metrics = Metrics(manager)
-        self._streams = 0
         self._decoder = EventDecoder(self._settings.dim, self._settings.attributes, manager.node.embed)
         publishing = Publishing(manager, self._decoder)
         errors = (IsothermError, Exception)
         self.keyring = keyring_of(self._settings)
-        guard = Guard(self._settings.gateway, self.keyring)
+        routes = [
+            Route("/v1/memories", publishing.publish, methods=["POST"]),
+            Route("/v1/memories/{id:path}", publishing.delete, methods=["DELETE"]),
+            *Reads(manager, self._metrics, self._decoder, self._body).routes,
+            *sql_routes(manager, self._body),
+            Route("/v1/tiers", self.tiers, methods=["GET"]),
+            Route("/v1/changes", self.changes, methods=["GET"]),
+            *Operator(manager).routes(),
+            *keeping_routes(manager, self._body),
+            Route("/healthz", self.healthz, methods=["GET"]),
+            Route("/readyz", self.readyz, methods=["GET"]),
+            Route("/metrics", self.metrics, methods=["GET"]),
+        ]
+        guarded = Guard(self._settings.gateway, self.keyring).wrap(routes)
+        verbose = self._settings.log.level == "debug"
+        seen = Middleware(Seen, counts=self._metrics.http, tracing=manager.node.tracing, routes=routes, verbose=verbose)
         self.app = Starlette(
-            routes=guard.wrap(
-                [
-                    Route("/v1/memories", publishing.publish, methods=["POST"]),
-                    Route("/v1/memories/{id:path}", publishing.delete, methods=["DELETE"]),
-                    *Reads(manager, self._metrics, self._decoder, self._body).routes,
-                    *sql_routes(manager, self._body),
-                    Route("/v1/tiers", self.tiers, methods=["GET"]),
-                    Route("/v1/changes", self.changes, methods=["GET"]),
-                    *Operator(manager).routes(),
-                    *keeping_routes(manager, self._body),
-                    Route("/healthz", self.healthz, methods=["GET"]),
-                    Route("/readyz", self.readyz, methods=["GET"]),
-                    Route("/metrics", self.metrics, methods=["GET"]),
-                ]
-            ),
+            routes=guarded,
+            middleware=[seen],
             exception_handlers=dict.fromkeys(errors, on_error),
         )
 
@@ -77,14 +80,16 @@ class Gateway:
         start = request.headers.get("last-event-id") or request.query_params.get("from", "end")
         if start not in ("beginning", "end"):
             decode_cursor(start)
-        if self._streams >= self._settings.gateway.streams_max:
+        if self._metrics.http.streams >= self._settings.gateway.streams_max:
+            self._metrics.http.streams_dropped += 1
             return problem(429, "too-many-streams", f"at most {self._settings.gateway.streams_max} streams at once")
         stream = self._change_stream(start, principal_of(request))
         return StreamingResponse(stream, media_type="text/event-stream")
 
     async def _change_stream(self, start: str, principal: Principal) -> AsyncIterator[bytes]:
         """One Kafka consumer a client: a slow client slows only itself, and Kafka is the buffer."""
-        self._streams += 1
+        counts = self._metrics.http
+        counts.streams += 1
         try:
             yield b"retry: 1000\n\n"
             async with aclosing(subscribe_changes(self._settings.kafka, start=start)) as feed:
@@ -93,8 +98,11 @@ class Gateway:
                     if change is not None:
                         body = events.encode_change(change)
                         yield b"id: %s\nevent: change\ndata: %s\n\n" % (announced.cursor.encode(), body)
+        except Exception:
+            counts.streams_dropped += 1
+            raise
         finally:
-            self._streams -= 1
+            counts.streams -= 1
 
     # -- the process -------------------------------------------------------------------------------------------------
 
@@ -111,7 +119,7 @@ class Gateway:
 
     async def metrics(self, _: Request) -> Response:
         """GET /metrics: Prometheus text."""
-        return Response(self._metrics.render(), media_type="text/plain; version=0.0.4")
+        return Response(await self._metrics.render(), media_type="text/plain; version=0.0.4")
 
     async def _body(self, request: Request) -> bytes:
         return await read_body(request, self._settings.gateway.body_bytes_max)

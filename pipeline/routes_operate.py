@@ -119,7 +119,14 @@ class Operator:
             return problem(404, "not-found", f"no memory {identifier!r}")
         async with self._histories:
             kafka = self._manager.node.settings.kafka
-            past = await history(kafka, what.partition, identifier, deadline_s=HISTORY_S, messages_max=HISTORY_MESSAGES)
+            past = await history(
+                kafka,
+                what.partition,
+                identifier,
+                deadline_s=HISTORY_S,
+                messages_max=HISTORY_MESSAGES,
+                version=record.version_text(what.version),
+            )
         what = self._facts(request, identifier) or what  # it may have moved while the topic was read
         usages = await self._manager.node.usages()
         settings, queue = self._manager.node.settings, self._manager.node.index.queue
@@ -129,6 +136,8 @@ class Operator:
             **_shown(what),
             "because": why.because(what, last, settings.policy),
             "last_move": last,
+            "decided": why.decided(what, past),
+            "usage": {name.word: round(usage.fraction, 4) for name, usage in usages.items()},
             "next": {"rule": ahead.rule, "to": _word(ahead.target), "in_s": ahead.in_s, "text": ahead.text},
             "policy": settings.policy,
             "superseded": [

@@ -177,7 +177,7 @@ class Reads:
     async def _ask(self, route: str, query: Query, principal: Principal) -> Result:
         """Answer with what the principal may see, and nothing else (R12)."""
         result = visible_result(await self._manager.retrieve(narrowed(query, principal)), principal)
-        self._metrics.query_seconds.labels(route).observe(result.took_ms / 1000)
+        self._metrics.reads.answered(route, result)
         return result
 
     def _several(self, around: Searches, queries: list[Search]) -> list[Search]:

@@ -12,6 +12,7 @@ import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import msgspec
 
@@ -19,6 +20,7 @@ from consumers.commit import CommitSettings
 from consumers.demote import MoveSettings
 from pipeline.snapshot import SnapshotSettings
 from pipeline.sql_settings import SqlSettings
+from pipeline.tracing import TraceSettings
 from producers.access import AccessSettings
 from producers.age import AgeSettings
 from producers.expiry import ExpirySettings
@@ -127,6 +129,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     sql: SqlSettings = SqlSettings()
     snapshot: SnapshotSettings = SnapshotSettings()
     log: LogSettings = LogSettings()
+    trace: TraceSettings = TraceSettings()
 
     def owned(self) -> list[int]:
         """Return the partitions of this node."""
@@ -246,6 +249,13 @@ def check(settings: Settings) -> None:
         ("gateway.rate_per_s", settings.gateway.rate_per_s, settings.gateway.rate_per_s < 0, "0 (none) or more"),
         ("gateway.concurrent", settings.gateway.concurrent, settings.gateway.concurrent < 0, "0 (none) or more"),
         ("gateway.refused_per_s", settings.gateway.refused_per_s, settings.gateway.refused_per_s <= 0, "more than 0"),
+        ("trace.ratio", settings.trace.ratio, not 0 <= settings.trace.ratio <= 1, "a part of all traces: 0 to 1"),
+        (
+            "trace.endpoint",
+            secret.masked_url(settings.trace.endpoint),
+            urlsplit(settings.trace.endpoint).scheme not in ("http", "https"),
+            "the URL of an OTLP receiver, as in http://127.0.0.1:4318/v1/traces",
+        ),
         ("log.level", settings.log.level, settings.log.level not in _LEVELS, f"one of {', '.join(_LEVELS)}"),
     ]
     wrong += [
@@ -274,4 +284,6 @@ def shown(settings: Settings) -> dict[str, Any]:
         table["password"] = secret.masked(table["password"])
     for name in ("endpoint", "path"):
         values["glacier"][name] = secret.masked_url(values["glacier"][name])
+    values["trace"]["endpoint"] = secret.masked_url(settings.trace.endpoint)
+    values["trace"]["headers"] = {name: secret.masked(value) for name, value in settings.trace.headers.items()}
     return values

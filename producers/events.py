@@ -178,6 +178,22 @@ AGE = pa.schema(
 )
 
 
+USAGE = b"isotherm-usage"  # of an age event: JSON, how full each tier was when it was written, 0 to 1
+
+
+def with_usage(batch: pa.RecordBatch, fractions: Mapping[str, float]) -> pa.RecordBatch:
+    """Return an age event that says how full the tiers are: what pressure, and the choice of a target, depend on."""
+    return batch.replace_schema_metadata({USAGE: _encode({name: round(of, 4) for name, of in fractions.items()})})
+
+
+def usage_of(batch: pa.RecordBatch) -> dict[str, float] | None:
+    """Return how full the tiers were when an age event was written; None where it does not say."""
+    try:
+        return msgspec.json.decode((batch.schema.metadata or {}).get(USAGE, b""), type=dict[str, float])
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None
+
+
 def encode_arrow(batch: pa.RecordBatch) -> bytes:
     """Return a batch as an Arrow IPC stream."""
     sink = pa.BufferOutputStream()

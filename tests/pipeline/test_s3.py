@@ -47,7 +47,7 @@ async def test_records_age_into_a_bucket_and_are_found_there(in_s3: Settings) ->
         await memory.store(given)
         await until(lambda: _in_glacier(memory, COUNT))
         await _finds(memory, given)
-        exposition = Metrics(memory).render().decode()
+        exposition = (await Metrics(memory).render()).decode()
     async with MemoryManager.open(in_s3) as memory:
         await memory.ready()
         await _finds(memory, given)
