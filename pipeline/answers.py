@@ -77,8 +77,8 @@ class Allowance:
         fields = frozenset(include)
         for at, hit in enumerate(hits):
             self._left -= _carried(hit.row, fields)
-            if self._left < 0:
-                self._left = 0
+            if self._left < 0 and fields:
+                self._left = -1
                 return at
         return len(hits)
 

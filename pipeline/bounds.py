@@ -16,6 +16,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from pipeline.problems import MEDIA_TYPE, PROBLEMS, encoded
 from pipeline.settings import GatewaySettings
 
+LINGER_S = 1.0  # a refused client gets so long to stop sending and read why
 ABORT = "isotherm.abort"  # in the scope's extensions: ends the connection at once, unsent bytes and all
 
 
@@ -37,6 +38,7 @@ class BoundedProtocol(HttpToolsProtocol):
         self._in_head = True
         self._head_bytes = 0
         self._refusal: _TooMuch | None = None
+        self._refused = False
         self._head_timer: TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -56,7 +58,7 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         """Count what belongs to a head, then parse."""
-        if self.transport.is_closing():
+        if self._refused:
             return
         if self._in_head:
             self._head_bytes += len(data)
@@ -119,13 +121,20 @@ class BoundedProtocol(HttpToolsProtocol):
         raise self._refusal  # the parser gives up, and uvicorn calls send_400_response
 
     def _refuse(self, kind: str, detail: str) -> None:
-        """Write a problem object and close; nothing more is read."""
+        """Write a problem object and close; what still comes is thrown away.
+
+        To close at once would reset a connection that is still being written to, and the answer would be lost with it.
+        """
+        self._refused = True
+        self._stop_timer()
         status = PROBLEMS[kind][0]
         body = encoded(status, kind, detail)
         head = f"content-type: {MEDIA_TYPE}\r\ncontent-length: {len(body)}\r\nconnection: close\r\n"
         head += "retry-after: 1\r\n" if status == 503 else ""
         self.transport.write(STATUS_LINE[status] + head.encode() + b"\r\n" + body)
-        self.transport.close()
+        if self.transport.can_write_eof():
+            self.transport.write_eof()
+        self._head_timer = self.loop.call_later(LINGER_S, self.transport.close)
 
     def _await_head(self) -> None:
         self._head_timer = self.loop.call_later(self.limits.request_s, self._late)

@@ -92,11 +92,17 @@ class Client:
                 if not response.is_success:
                     response.read()
                     raise self._failure(response)
+                name = ""
                 for line in response.iter_lines():
                     if line.startswith("id: "):
                         cursor = line[4:]
-                    elif line.startswith("data: "):
+                    elif line.startswith("event: "):
+                        name = line[7:]
+                    elif line.startswith("data: ") and name == "change":
                         yield cursor, json.loads(line[6:])
+                    elif line.startswith("data: "):  # dropped or closing: the last that comes
+                        why = json.loads(line[6:])["reason"]
+                        raise self._missing(f"it has ended the stream ({why}); go on with --from {cursor}")
         except httpx.TransportError as error:
             raise self._missing(f"{error}; go on with --from {cursor}") from error
         raise self._missing(f"it has ended the stream; go on with --from {cursor}")

@@ -173,10 +173,11 @@ def _problem(status: int, kinds: list[str]) -> Json:
 def _fit(components: dict[str, Json], settings: Settings) -> None:
     """Put the bounds of this node into the schemas."""
     limits, dim = settings.gateway, settings.dim
+    base64_chars = 4 * -(-4 * dim // 3)
     for name in ("NewMemory", "Search", "Searches", "Memory", "Hit"):
         _bound(components[name], "vector", minItems=dim, maxItems=dim)
     for name in ("NewMemory", "Search", "Searches"):
-        _bound(components[name], "vector_b64", minLength=-(-4 * dim // 3), maxLength=-(-4 * dim // 3) + 3)
+        _bound(components[name], "vector_b64", minLength=base64_chars, maxLength=base64_chars)
     for name in ("Search", "Searches"):
         _bound(components[name], "k", maximum=limits.k_max)
     for name in ("Search", "Searches", "Retrieve"):
