@@ -5,6 +5,7 @@ Routes are made from the table of operations, so each one is checked against wha
 
 from __future__ import annotations
 
+import re
 from collections.abc import Awaitable, Callable, Mapping
 from urllib.parse import unquote_to_bytes
 
@@ -19,6 +20,7 @@ from pipeline.operations import OPERATIONS
 from pipeline.problems import Unsupported, on_error, problem
 from tiers.errors import InvalidRecord, IsothermError
 
+_control = re.compile("[\x00-\x1f\x7f-\x9f]").search
 Handler = Callable[[Request], Awaitable[Response]]
 
 
@@ -46,6 +48,8 @@ class Edge:
     async def _missed(self, request: Request, error: Exception) -> Response:
         """Answer what no route took: OPTIONS, another method, another path."""
         assert isinstance(error, HTTPException)
+        if _control(request.scope["path"]):
+            return problem(400, "invalid", "a path has no control characters", field="path")
         allowed: set[str] = set()
         for route in self._routes:
             if route.matches(request.scope)[0] is not Match.NONE:
@@ -64,7 +68,7 @@ def check(operation: Operation, request: Request) -> None:
     """Raise InvalidRecord for what the operation does not take, Unsupported for an encoded body."""
     if request.headers.get("content-encoding", "identity").lower() != "identity":
         raise Unsupported("content-encoding", "send the body as it is: content encodings are refused")
-    _check_text(request)
+    _check_path(request)
     seen: set[str] = set()
     for name, _ in request.query_params.multi_items():
         if name not in operation.queries:
@@ -75,8 +79,13 @@ def check(operation: Operation, request: Request) -> None:
         seen.add(name)
 
 
-def _check_text(request: Request) -> None:
-    """Refuse a path or query that is not UTF-8: decoded with replacements it would name something else."""
+def _check_path(request: Request) -> None:
+    """Refuse a path or query that is not UTF-8, or a path with control characters: it would name something else.
+
+    (Decoded with replacements, or matched without its last line end.)
+    """
+    if _control(request.scope["path"]):
+        raise InvalidRecord("path", "a path has no control characters")
     for name in ("raw_path", "query_string"):
         raw: bytes = request.scope.get(name, b"")
         if b"%" in raw:

@@ -181,7 +181,7 @@ def _fit(components: dict[str, Json], settings: Settings) -> None:
     for name in ("Search", "Searches"):
         _bound(components[name], "k", maximum=limits.k_max)
     for name in ("Search", "Searches", "Retrieve"):
-        _bound(components[name], "deadline_ms", exclusiveMinimum=0, maximum=limits.deadline_ms)
+        _bound(components[name], "deadline_ms", minimum=1, maximum=limits.deadline_ms)
     _bound(components["Searches"], "queries", minItems=1, maxItems=limits.queries_max)
     for name in ("Search", "Searches", "Retrieve"):
         _bound(components[name], "tiers", minItems=1)

@@ -108,6 +108,18 @@ def test_a_path_that_is_no_utf8_names_nothing(http: httpx.Client) -> None:
     assert 400 == http.delete("/v1/memories/a%C3").status_code
 
 
+def test_a_path_with_a_line_end_is_not_the_path_without(http: httpx.Client) -> None:
+    """A router's $ matches before a last line end: to delete "x" and a line end must not delete "x"."""
+    for method, path in (
+        ("GET", "/healthz%0A"),
+        ("DELETE", "/v1/memories/x%0A"),
+        ("POST", "/v1/memories/x%0Ay:promote"),
+        ("GET", "/nowhere%00"),
+    ):
+        response = http.request(method, path)
+        assert (400, "path") == (response.status_code, response.json()["field"]), path
+
+
 def test_an_id_with_slashes_and_colons_is_an_id(http: httpx.Client) -> None:
     """Percent-encoded or not; what ends in :promote is an id where it is not posted."""
     for name in ("a/b", "a:promote", "ü/ /%"):
