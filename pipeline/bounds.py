@@ -7,6 +7,8 @@ comes, before it is kept: at the bound the connection gets a problem object and 
 from __future__ import annotations
 
 import asyncio
+import socket
+import struct
 from asyncio.events import TimerHandle
 from typing import Any, ClassVar
 
@@ -82,7 +84,7 @@ class BoundedProtocol(HttpToolsProtocol):
         """Begin a head."""
         super().on_message_begin()
         self._header_bytes = 0
-        self.scope["extensions"] = {ABORT: self.transport.abort}  # type: ignore[dict-item]
+        self.scope["extensions"] = {ABORT: self.abort}  # type: ignore[dict-item]
 
     def on_url(self, url: bytes) -> None:
         """Take a part of path and query."""
@@ -109,6 +111,12 @@ class BoundedProtocol(HttpToolsProtocol):
         """End the request: what follows is the next head."""
         self._in_head, self._head_bytes = True, 0
         super().on_message_complete()
+
+    def abort(self) -> None:
+        """End the connection at once; the kernel does not keep what was not taken either."""
+        kernel = self.transport.get_extra_info("socket")
+        kernel.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.transport.abort()
 
     # -- inside --------------------------------------------------------------------------------------------------------
 
