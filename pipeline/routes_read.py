@@ -217,7 +217,11 @@ def _parameters(request: Request) -> Asked:
     for name in {"include", "tiers"} & given.keys():
         given[name] = [word for word in given[name].split(",") if word]
     try:
-        return msgspec.convert(given, Asked, strict=False)
+        if (text := given.get("deadline_ms")) is not None:  # the only one that is no text; else "4" would be a date
+            given["deadline_ms"] = msgspec.convert({"deadline_ms": text}, Asked, strict=False).deadline_ms
+            if given["deadline_ms"] is None:
+                raise InvalidRecord("deadline_ms", f"deadline_ms: {text!r} is no number")
+        return msgspec.convert(given, Asked)
     except msgspec.ValidationError as error:
         raise unreadable(error) from error
 

@@ -95,6 +95,8 @@ def test_unknown_and_repeated_parameters_are_refused(http: httpx.Client) -> None
         ("/v1/changes?kinds=sideways", "kinds"),
         ("/v1/changes?namespaces=", "namespaces"),
         ("/v1/memories/x?include=payload&id=y", "id"),
+        ("/v1/memories?from=4", "from"),
+        ("/v1/memories/x?deadline_ms=null", "deadline_ms"),
     ):
         response = http.get(path)
         assert (400, field) == (response.status_code, response.json()["field"]), path

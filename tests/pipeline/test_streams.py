@@ -227,7 +227,7 @@ def connect(connection: socket.socket, node: Live) -> None:
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4_096)
     connection.settimeout(20)
     connection.connect((host, int(port)))
-    connection.sendall(b"GET /v1/changes HTTP/1.0\r\nhost: x\r\n\r\n")
+    connection.sendall(b"GET /v1/changes HTTP/1.1\r\nhost: x\r\n\r\n")
 
 
 def flood(node: Live, begin: int) -> None:
@@ -244,11 +244,15 @@ def flood(node: Live, begin: int) -> None:
 
 
 def received(connection: socket.socket) -> str:
-    """Return all that comes."""
+    """Return all that comes of an answer's body."""
     parts = []
     while part := connection.recv(65_536):
         parts.append(part)
-    return b"".join(parts).partition(b"\r\n\r\n")[2].decode()
+    body, text = b"".join(parts).partition(b"\r\n\r\n")[2], b""
+    while body:  # chunk by chunk
+        size, _, body = body.partition(b"\r\n")
+        text, body = text + body[: int(size, 16)], body[int(size, 16) + 2 :]
+    return text.decode()
 
 
 def test_streams_are_bounded(node: Live) -> None:
