@@ -9,12 +9,15 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.problems import PROBLEMS
 from tests.pipeline.test_questions import Service, service
 
 __all__ = ["service"]
 
 DOCS = Path(__file__).parents[2] / "docs"
 ASKING = (DOCS / "asking.md").read_text()
+HTTP = (DOCS / "http.md").read_text()
+KINDS = re.compile(r"`([a-z]+(?:-[a-z]+)*)`")
 
 
 def blocks(text: str, language: str) -> list[str]:
@@ -32,6 +35,26 @@ async def test_every_request_of_asking_is_answered(service: Service) -> None:
         assert answer.status_code == 200, f"{block} -> {answer.text}"
         assert answer.text.strip() not in ("", "{}"), block
         assert '"hits":[]' not in answer.text, block
+
+
+async def test_every_request_of_http_is_answered(service: Service) -> None:
+    """In their order: what one clears, a later one does not ask for."""
+    for block in blocks(HTTP, "http"):
+        line, _, body = block.partition("\n")
+        method, path = line.split()
+        answer = await service.http.request(method, path, content=body.strip() or None)
+
+        assert answer.is_success, f"{block} -> {answer.text}"
+        assert answer.text.strip() not in ("", "{}"), block
+
+
+def test_the_table_of_problems_has_every_type_with_its_status() -> None:
+    """Each type of the gateway is in the row of its status, and nothing else is."""
+    rows = re.findall(r"^\| ([\d, ]+) \| (.*) \|$", HTTP, re.MULTILINE)
+    told = {(int(status), kind) for given, text in rows for kind in KINDS.findall(text) for status in given.split(",")}
+    for kind, (status, _) in PROBLEMS.items():
+        assert (status, kind) in told, kind
+    assert {kind for _, kind in told} == PROBLEMS.keys()
 
 
 async def test_the_arrow_program_of_asking_prints_hits(service: Service, capfd: pytest.CaptureFixture[str]) -> None:
