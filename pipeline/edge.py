@@ -66,13 +66,17 @@ class Edge:
 
 def check(operation: Operation, request: Request) -> None:
     """Raise InvalidRecord for what the operation does not take, Unsupported for an encoded body."""
-    if request.headers.get("content-encoding", "identity").lower() != "identity":
+    scope = request.scope
+    if any(name == b"content-encoding" and value.lower() != b"identity" for name, value in scope["headers"]):
         raise Unsupported("content-encoding", "send the body as it is: content encodings are refused")
     _check_path(request)
+    if not scope["query_string"]:  # most requests: this runs for each
+        return
+    queries = operation.queries
     seen: set[str] = set()
     for name, _ in request.query_params.multi_items():
-        if name not in operation.queries:
-            known = f"there are {', '.join(sorted(operation.queries))}" if operation.queries else "there are none here"
+        if name not in queries:
+            known = f"there are {', '.join(sorted(queries))}" if queries else "there are none here"
             raise InvalidRecord(name[:100], f"there is no parameter {name[:100]!r}; {known}")
         if name in seen:
             raise InvalidRecord(name, f"parameter {name!r} is given more than once; lists are joined by commas")
