@@ -84,7 +84,7 @@ _STATUS: tuple[tuple[type[IsothermError], int, str], ...] = (
 
 def problem(status: int, kind: str, detail: str, **more: Any) -> Response:
     """Return a problem response; `kind` ends its `type`."""
-    headers = {"Retry-After": "1"} if status in (429, 503) else None
+    headers = {"Retry-After": "1"} if status in (429, 503) else {"Connection": "close"} if status == 408 else None
     return Response(encoded(status, kind, detail, **more), status, headers, MEDIA_TYPE)
 
 
