@@ -13,11 +13,13 @@ from typing import NamedTuple
 from starlette.requests import HTTPConnection
 from starlette.types import Scope
 
+from pipeline.operation import OPEN as OPEN_SCOPE
+from pipeline.operation import OPERATE, READ, WRITE
+from pipeline.operations import OPERATIONS
 from tiers import record
 from tiers.errors import InvalidRecord
 from tiers.tier import Query
 
-READ, WRITE, OPERATE = "read", "write", "operate"
 SCOPES = (READ, WRITE, OPERATE)
 PRINCIPAL = "isotherm.principal"  # where the guard leaves it in the ASGI scope
 
@@ -54,34 +56,11 @@ class Need(NamedTuple):
     whole: bool = False
 
 
-OPEN, READS, WRITES, OPERATES = Need(None), Need(READ), Need(WRITE), Need(OPERATE)
+OPEN = Need(None)
 
-#: (method, path as the route has it) to what it demands; "*" is any method of a mounted folder.
+#: (method, path as the route has it) to what it demands, as the table of operations says.
 NEEDS: dict[tuple[str, str], Need] = {
-    ("POST", "/v1/memories"): WRITES,
-    ("DELETE", "/v1/memories/{id:path}"): WRITES,
-    ("GET", "/v1/memories"): READS,
-    ("GET", "/v1/memories/{id:path}"): READS,
-    ("POST", "/v1/search"): READS,
-    ("POST", "/v1/retrieve"): READS,
-    ("POST", "/v1/sql"): READS,
-    ("GET", "/v1/why/{id:path}"): READS,
-    ("GET", "/v1/changes"): READS,
-    ("GET", "/v1/tiers"): READS,  # of a key with some namespaces: counts of those only
-    ("POST", "/v1/memories/{id:path}:promote"): OPERATES,
-    ("POST", "/v1/memories/{id:path}:demote"): OPERATES,
-    ("POST", "/v1/tiers/{tier}:clear"): Need(OPERATE, whole=True),
-    ("POST", "/v1/index:reindex"): Need(OPERATE, whole=True),
-    ("POST", "/v1/snapshots"): Need(OPERATE, whole=True),
-    ("POST", "/v1/verify"): Need(OPERATE, whole=True),
-    ("GET", "/metrics"): Need(READ, whole=True),  # counts over all namespaces; gateway.metrics_open opens it
-    ("GET", "/healthz"): OPEN,  # probes have no key, and there is nothing in them but a word
-    ("GET", "/readyz"): OPEN,
-    ("GET", "/openapi.json"): OPEN,  # descriptions and static files hold no data
-    ("GET", "/asyncapi.json"): OPEN,
-    ("GET", "/docs"): OPEN,
-    ("GET", "/ui"): OPEN,
-    ("*", "/ui"): OPEN,
+    (each.method, each.route): Need(None if each.scope == OPEN_SCOPE else each.scope, each.whole) for each in OPERATIONS
 }
 
 

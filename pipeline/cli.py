@@ -193,5 +193,28 @@ def config_schema(as_json: Json = False) -> None:
     print(json.dumps(schema(), indent=None if as_json else 2))
 
 
+@config_app.command("openapi")
+def config_openapi(config: Config = None, given: Set = None, as_json: Json = False) -> None:
+    """Print the OpenAPI document of a gateway with these settings, as /openapi.json has it; --json on one line.
+
+    Example: isotherm config openapi > openapi.json
+    """
+    from pipeline.openapi import document
+
+    print(json.dumps(document(settings_from(config, given)), indent=None if as_json else 2))
+
+
+@config_app.command("asyncapi")
+def config_asyncapi(config: Config = None, given: Set = None, as_json: Json = False) -> None:
+    """Print the AsyncAPI document of the topics, for whoever publishes or subscribes; --json on one line.
+
+    Example: isotherm config asyncapi -s kafka.prefix=isotherm > asyncapi.json
+    """
+    from producers.asyncapi import document
+
+    settings = settings_from(config, given)
+    print(json.dumps(document(settings.kafka, settings.dim, settings.attributes), indent=None if as_json else 2))
+
+
 if __name__ == "__main__":
     main()

@@ -74,9 +74,8 @@ class Guard:
         self._buckets, self._refused = Buckets(KEYS_MAX), Buckets(PEERS_MAX)
         self._under_way: dict[str, int] = {}
 
-    def wrap(self, routes: Iterable[Route | Mount]) -> list[BaseRoute]:
-        """Return the routes, each guarded by what NEEDS says of its path and methods."""
-        guarded: list[BaseRoute] = []
+    def wrap(self, routes: Iterable[Route | Mount]) -> None:
+        """Guard each of these routes by what NEEDS says of its path and methods."""
         for route in routes:
             needs = {}
             for method in methods_of(route):
@@ -85,8 +84,6 @@ class Guard:
                     raise SettingsError(f"{method} {route.path} says in pipeline/auth.py, NEEDS, no scope")
                 needs[method] = need
             route.app = _Guarded(self, route.app, needs)
-            guarded.append(route)
-        return guarded
 
     def admit(self, scope: Scope, need: Need) -> Grant | Principal | Response:
         """Return the grant of the request's key, the trusted principal where there are no keys, or the refusal."""

@@ -118,8 +118,8 @@ class MemoryManager:
                 raise InvalidRecord(name, f"{name} is 1 to {most}")
         if query.ids is not None and len(query.ids) > limits.records_max:
             raise InvalidRecord("ids", f"at most {limits.records_max} ids at once")
-        if query.deadline_ms is not None and not 0 < query.deadline_ms <= limits.deadline_ms:
-            raise InvalidRecord("deadline_ms", f"more than 0 and at most {limits.deadline_ms:g} ms")
+        if query.deadline_ms is not None and not 1 <= query.deadline_ms <= limits.deadline_ms:
+            raise InvalidRecord("deadline_ms", f"deadline_ms is 1 to {limits.deadline_ms:g} ms")
         if not query.tiers:
             raise InvalidRecord("tiers", "name at least one tier")
 

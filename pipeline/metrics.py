@@ -20,6 +20,7 @@ from prometheus_client.core import Metric
 
 from pipeline.archive_metrics import archive_metrics
 from pipeline.codes import codes_metrics
+from pipeline.feed import ChangeFeed
 from pipeline.log import REPEATS
 from pipeline.metric_names import family, histogram, info
 from pipeline.node_metrics import coming_in, holding, moving, only_in_the_log, owning
@@ -38,8 +39,8 @@ CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limi
 class Metrics:
     """One registry a gateway; `http` is counted by its middleware, everything else is collected."""
 
-    def __init__(self, manager: MemoryManager) -> None:
-        self._manager = manager
+    def __init__(self, manager: MemoryManager, feed: ChangeFeed) -> None:
+        self._manager, self._feed = manager, feed
         self._usages: dict[TierName, Usage] = {}
         self._gpu: dict[str, int] = {}
         self.http = HttpCounts()
@@ -97,8 +98,8 @@ class Metrics:
         yield family("isotherm_lookup_total", reads.lookups.items())
         yield family("isotherm_http_requests_total", http.requests.items())
         yield histogram("isotherm_http_request_seconds", (((route,), tally) for route, tally in http.seconds.items()))
-        yield family("isotherm_stream_subscribers", http.streams)
-        yield family("isotherm_stream_dropped_total", http.streams_dropped)
+        yield family("isotherm_stream_subscribers", self._feed.streams)
+        yield family("isotherm_stream_dropped_total", self._feed.dropped)
 
 
 @cache

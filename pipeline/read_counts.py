@@ -35,13 +35,11 @@ class ReadCounts:
 
 
 class HttpCounts:
-    """Requests by method, route template and status; time by route. Change streams open, refused or ended by us."""
+    """Requests by method, route template and status; time by route."""
 
     def __init__(self) -> None:
         self.requests: Counter[tuple[str, str, str]] = Counter()
         self.seconds: defaultdict[str, Tally] = defaultdict(Tally)
-        self.streams = 0
-        self.streams_dropped = 0
 
     def answered(self, method: str, route: str, status: int, took_s: float) -> None:
         """Count one request."""

@@ -11,13 +11,13 @@ from typing import Any
 import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route
 
 from consumers.history import History, history
 from pipeline import why
 from pipeline.app import now_ms
 from pipeline.auth import principal_of
 from pipeline.codes import codes
+from pipeline.edge import Handler
 from pipeline.manager import MemoryManager
 from pipeline.problems import problem
 from pipeline.why import Facts, time_text
@@ -35,21 +35,21 @@ _encode = msgspec.json.Encoder().encode
 
 
 class Operator:
-    """Handlers over one manager; `routes` are mounted by the gateway."""
+    """Handlers over one manager; `handlers` are mounted by the gateway."""
 
     def __init__(self, manager: MemoryManager) -> None:
         self._manager = manager
         self._histories = asyncio.Semaphore(HISTORIES)
 
-    def routes(self) -> list[Route]:
-        """Return the routes."""
-        return [
-            Route("/v1/tiers/{tier}:clear", self.clear, methods=["POST"]),
-            Route("/v1/index:reindex", self.reindex, methods=["POST"]),
-            Route("/v1/memories/{id:path}:promote", self.promote, methods=["POST"]),
-            Route("/v1/memories/{id:path}:demote", self.demote, methods=["POST"]),
-            Route("/v1/why/{id:path}", self.why, methods=["GET"]),
-        ]
+    def handlers(self) -> dict[str, Handler]:
+        """Return the handlers by operation."""
+        return {
+            "clear": self.clear,
+            "reindex": self.reindex,
+            "promote": self.promote,
+            "demote": self.demote,
+            "why": self.why,
+        }
 
     # -- changing ----------------------------------------------------------------------------------------------------
 

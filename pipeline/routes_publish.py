@@ -22,6 +22,7 @@ from pipeline.auth import ForeignNamespace, Principal, check_write, principal_of
 from pipeline.body import NDJSON_TYPE, media_type, read_body
 from pipeline.manager import MemoryManager
 from pipeline.problems import problem
+from pipeline.questions import NewMemory
 from producers import columns, duplicates, judge
 from producers.decoder import EventDecoder, unpack
 from producers.events import ARROW_TYPE, JSON_TYPE, MSGPACK_TYPE, Event
@@ -31,12 +32,6 @@ from tiers.record import Row
 
 _encode = msgspec.json.Encoder().encode
 _BAD_BODY = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
-
-
-class NewMemory(Event, kw_only=True):
-    """One record to publish: an event with its id."""
-
-    id: str
 
 
 _memory = msgspec.json.Decoder(NewMemory)
@@ -64,7 +59,7 @@ class Publishing:
     async def publish(self, request: Request) -> Response:
         """POST /v1/memories: publish one memory or many, all or (when one is bad) none; answers 202 with the token."""
         kind = media_type(request)
-        body = await read_body(request, self._settings.body_bytes_max)
+        body = await read_body(request, self._settings.body_bytes_max, self._settings.request_s)
         try:
             who = principal_of(request)
             count, token = await (self._rows(body, who) if kind == ARROW_TYPE else self._events(kind, body, who))

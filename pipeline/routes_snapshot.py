@@ -6,47 +6,39 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
-import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route
 
 from pipeline.answers import answer_json
+from pipeline.edge import Handler
 from pipeline.manager import MemoryManager
+from pipeline.questions import SnapshotAsked, VerifyAsked
 from pipeline.routes_read import decoded
 from pipeline.snapshot import Snapshots
 from pipeline.verify import Verify
 
 
-class SnapshotAsked(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """The name of the snapshot to make."""
+class Keeping:
+    """Handlers over one manager; `body` reads a request's body within its bounds."""
 
-    name: str
+    def __init__(self, manager: MemoryManager, body: Callable[[Request], Awaitable[bytes]]) -> None:
+        settings = manager.node.settings
+        directory = Path(settings.snapshot.path or Path(settings.data) / "snapshots").absolute()
+        self._manager, self._body = manager, body
+        self._snapshots = Snapshots(manager.node, directory)
+        self._turn = asyncio.Lock()  # one look at a time: each reads everything
 
+    def handlers(self) -> dict[str, Handler]:
+        """Return the handlers by operation."""
+        return {"createSnapshot": self.create, "verify": self.verify}
 
-class VerifyAsked(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """Whether to put right what is derived."""
-
-    repair: bool = False
-
-
-def keeping_routes(manager: MemoryManager, body: Callable[[Request], Awaitable[bytes]]) -> list[Route]:
-    """Return the routes; `body` reads a request's body within its bounds."""
-    settings = manager.node.settings
-    directory = Path(settings.snapshot.path or Path(settings.data) / "snapshots").absolute()
-    snapshots = Snapshots(manager.node, directory)
-
-    turn = asyncio.Lock()  # one look at a time: each reads everything
-
-    async def create(request: Request) -> Response:
+    async def create(self, request: Request) -> Response:
         """POST /v1/snapshots: move everything to glacier and put its files aside."""
-        asked = decoded(await body(request), SnapshotAsked)
-        return answer_json(await snapshots.create(asked.name), 201)
+        asked = decoded(await self._body(request), SnapshotAsked)
+        return answer_json(await self._snapshots.create(asked.name), 201)
 
-    async def verify(request: Request) -> Response:
+    async def verify(self, request: Request) -> Response:
         """POST /v1/verify: cross-check everything; 200 with what was found, also when it is bad."""
-        asked = decoded(await body(request) or b"{}", VerifyAsked)
-        async with turn:
-            return answer_json(await Verify(manager.node, repair=asked.repair).run())
-
-    return [Route("/v1/snapshots", create, methods=["POST"]), Route("/v1/verify", verify, methods=["POST"])]
+        asked = decoded(await self._body(request) or b"{}", VerifyAsked)
+        async with self._turn:
+            return answer_json(await Verify(self._manager.node, repair=asked.repair).run())

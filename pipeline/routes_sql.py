@@ -11,11 +11,12 @@ from collections.abc import Awaitable, Callable
 import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route
 
 from pipeline.answers import ARROW, JSON, NDJSON
 from pipeline.auth import principal_of
+from pipeline.edge import Handler
 from pipeline.manager import MemoryManager
+from pipeline.questions import SqlAsked
 from pipeline.routes_read import decoded
 from pipeline.sql import Answer
 
@@ -23,15 +24,8 @@ ARROW_END = b"\xff\xff\xff\xff\x00\x00\x00\x00"
 MEDIA = {"json": JSON, "ndjson": NDJSON, "arrow": ARROW}
 
 
-class SqlAsked(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """One statement, and the ms it may take (at most sql.deadline_ms)."""
-
-    query: str
-    deadline_ms: float | None = None
-
-
-def sql_routes(manager: MemoryManager, body: Callable[[Request], Awaitable[bytes]]) -> list[Route]:
-    """Return the route; `body` reads a request's body within its bounds."""
+def sql_handlers(manager: MemoryManager, body: Callable[[Request], Awaitable[bytes]]) -> dict[str, Handler]:
+    """Return the handlers by operation; `body` reads a request's body within its bounds."""
 
     async def sql(request: Request) -> Response:
         """POST /v1/sql: rows as JSON, or NDJSON or an Arrow stream where the client accepts them."""
@@ -46,7 +40,7 @@ def sql_routes(manager: MemoryManager, body: Callable[[Request], Awaitable[bytes
         }
         return Response(whole(answer, form), headers=headers, media_type=MEDIA[form])
 
-    return [Route("/v1/sql", sql, methods=["POST"])]
+    return {"sql": sql}
 
 
 def form_of(request: Request) -> str:

@@ -75,7 +75,9 @@ class GatewaySettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     `refused_per_s` bounds the bad keys that one address may send. `metrics_open` shows /metrics to whoever asks.
 
     `records_max` bounds what one request publishes, lists or looks up; `queries_max` the searches in one request;
-    `deadline_ms` every read.
+    `deadline_ms` every read; `answer_bytes_max` what the hits of an answer carry. `headers_max` to `request_s` bound a
+    request before it is read. Of the change streams, `resumes_max` read the topic for themselves at once; what waits
+    for one client is bounded by `stream_events_max` and `stream_bytes_max`.
     """
 
     host: str = "127.0.0.1"
@@ -91,10 +93,22 @@ class GatewaySettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     body_bytes_max: int = 8_388_608
     records_max: int = 1_000
     k_max: int = 1_000
-    streams_max: int = 32
+    streams_max: int = 256
+    stream_events_max: int = 1_000
+    stream_bytes_max: int = 4_194_304
+    stream_stall_s: float = 10.0
+    stream_keepalive_s: float = 15.0
+    resumes_max: int = 8
     at_least_timeout_ms: int = 5_000
     deadline_ms: float = 10_000.0
     queries_max: int = 32
+    answer_bytes_max: int = 16_777_216
+    url_bytes_max: int = 16_384
+    headers_max: int = 100
+    header_bytes_max: int = 32_768
+    request_s: float = 30.0
+    connections_max: int = 1_000
+    drain_s: float = 10.0
 
 
 class LogSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

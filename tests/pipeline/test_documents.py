@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 
 from pipeline import MemoryManager
+from pipeline.problems import PROBLEMS
 from pipeline.routes import Gateway
 from pipeline.serve import HttpService
 from pipeline.stack import Stack
@@ -32,6 +33,8 @@ DOCS = Path(__file__).parents[2] / "docs"
 ASKING = (DOCS / "asking.md").read_text()
 CLIENTS = (DOCS / "clients.md").read_text()
 README = (DOCS.parent / "README.md").read_text()
+HTTP = (DOCS / "http.md").read_text()
+KINDS = re.compile(r"`([a-z]+(?:-[a-z]+)*)`")
 
 
 def blocks(text: str, language: str) -> list[str]:
@@ -116,6 +119,26 @@ async def shell(line: str) -> str:
     child = await asyncio.create_subprocess_shell(line, stdout=asyncio.subprocess.PIPE)
     out, _ = await child.communicate()
     return out.decode()
+
+
+async def test_every_request_of_http_is_answered(service: Service) -> None:
+    """In their order: what one clears, a later one does not ask for."""
+    for block in blocks(HTTP, "http"):
+        line, _, body = block.partition("\n")
+        method, path = line.split()
+        answer = await service.http.request(method, path, content=body.strip() or None)
+
+        assert answer.is_success, f"{block} -> {answer.text}"
+        assert answer.text.strip() not in ("", "{}"), block
+
+
+def test_the_table_of_problems_has_every_type_with_its_status() -> None:
+    """Each type of the gateway is in the row of its status, and nothing else is."""
+    rows = re.findall(r"^\| ([\d, ]+) \| (.*) \|$", HTTP, re.MULTILINE)
+    told = {(int(status), kind) for given, text in rows for kind in KINDS.findall(text) for status in given.split(",")}
+    for kind, (status, _) in PROBLEMS.items():
+        assert (status, kind) in told, kind
+    assert {kind for _, kind in told} == PROBLEMS.keys()
 
 
 async def test_the_arrow_program_of_asking_prints_hits(service: Service, capfd: pytest.CaptureFixture[str]) -> None:

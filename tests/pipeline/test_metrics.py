@@ -15,6 +15,7 @@ import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
 from pipeline import MemoryManager, Query
+from pipeline.feed import ChangeFeed
 from pipeline.metric_names import ALL, PROCESS, document
 from pipeline.read_counts import ReadCounts
 from pipeline.routes import Gateway
@@ -224,7 +225,7 @@ async def test_a_scrape_does_not_wait_for_a_sick_tier(settings, monkeypatch):
 
     monkeypatch.setattr(metrics, "ANSWER_S", 0.05)
     async with MemoryManager.open(settings) as memory:
-        shown = metrics.Metrics(memory)
+        shown = metrics.Metrics(memory, ChangeFeed(memory.node.settings))
         warm = memory.node.tiers[TierName.WARM]
 
         answers, usage = asyncio.Event(), warm.usage

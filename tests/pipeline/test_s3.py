@@ -8,6 +8,7 @@ import msgspec
 import pytest
 
 from pipeline import MemoryManager, Query
+from pipeline.feed import ChangeFeed
 from pipeline.metrics import Metrics
 from pipeline.seaweed import BUCKET
 from pipeline.settings import Settings, shown
@@ -47,7 +48,7 @@ async def test_records_age_into_a_bucket_and_are_found_there(in_s3: Settings) ->
         await memory.store(given)
         await until(lambda: _in_glacier(memory, COUNT))
         await _finds(memory, given)
-        exposition = (await Metrics(memory).render()).decode()
+        exposition = (await Metrics(memory, ChangeFeed(memory.node.settings)).render()).decode()
     async with MemoryManager.open(in_s3) as memory:
         await memory.ready()
         await _finds(memory, given)
