@@ -188,9 +188,9 @@ def test_a_repeated_home_move_is_dropped():
     """A subscriber sees each home move once, although delivery is at least once."""
     seen = OrderedDict()
 
-    assert home(("a", "0.1.0")) == subscribe._unrepeated(home(("a", "0.1.0")), seen)
-    assert subscribe._unrepeated(home(("a", "0.1.0")), seen) is None
-    assert home(("b", "0.2.0")) == subscribe._unrepeated(home(("a", "0.1.0"), ("b", "0.2.0")), seen)
+    assert home(("a", "0.1.0")) == subscribe.unrepeated(home(("a", "0.1.0")), seen)
+    assert subscribe.unrepeated(home(("a", "0.1.0")), seen) is None
+    assert home(("b", "0.2.0")) == subscribe.unrepeated(home(("a", "0.1.0"), ("b", "0.2.0")), seen)
 
 
 def test_other_moves_of_the_same_row_are_kept():
@@ -199,7 +199,7 @@ def test_other_moves_of_the_same_row_are_kept():
     given = [home(("a", "0.1.0")), home(("a", "0.1.0"), target="cold"), home(("a", "0.2.0"))]
     copies = [home(("a", "0.1.0"), kind="copy")] * 2
 
-    assert [*given, *copies] == [subscribe._unrepeated(change, seen) for change in [*given, *copies]]
+    assert [*given, *copies] == [subscribe.unrepeated(change, seen) for change in [*given, *copies]]
 
 
 def test_what_a_subscriber_remembers_is_bounded(monkeypatch):
@@ -207,8 +207,8 @@ def test_what_a_subscriber_remembers_is_bounded(monkeypatch):
     monkeypatch.setattr(subscribe, "REMEMBERED", 2)
     seen = OrderedDict()
     for name in "abc":
-        subscribe._unrepeated(home((name, "0.1.0")), seen)
+        subscribe.unrepeated(home((name, "0.1.0")), seen)
 
     assert 2 == len(seen)
-    assert subscribe._unrepeated(home(("c", "0.1.0")), seen) is None
-    assert subscribe._unrepeated(home(("a", "0.1.0")), seen) is not None
+    assert subscribe.unrepeated(home(("c", "0.1.0")), seen) is None
+    assert subscribe.unrepeated(home(("a", "0.1.0")), seen) is not None

@@ -87,9 +87,26 @@ def test_both_clients_have_the_same_verbs() -> None:
     assert verbs(Client) == verbs(AsyncClient)
     tried = {name.split()[0] for name in READS}
     written = {"store", "publish", "publish_body", "delete", "promote", "demote", "clear"}
-    elsewhere = {"retrieve_all", "retrieve_batches", "changes", "close", "sql", "snapshot", "verify"}
+    elsewhere = {"retrieve_all", "retrieve_batches", "changes", "close", "sql", "snapshot", "verify", "reindex"}
     assert tried | written | elsewhere == verbs(Client).keys()
     assert sorted(clients.__all__) == clients.__all__
+
+
+async def test_sql_and_the_operators_verbs_answer_both(both: tuple[Client, AsyncClient]) -> None:
+    """SQL as rows and as Arrow, a check of everything, a reindex that has nothing to begin with."""
+    blocking, awaiting = both
+    query = "SELECT id, tier FROM memories ORDER BY id"
+    plain, exact = await asyncio.to_thread(blocking.sql, query), await awaiting.sql(query, arrow=True)
+    assert plain.columns == exact.columns == ["id", "tier"]
+    assert plain.rows == exact.rows != []
+    assert plain.to_arrow()["id"].to_pylist() == exact.to_arrow()["id"].to_pylist()
+
+    checked, again = await asyncio.to_thread(blocking.verify), await awaiting.verify(repair=True)
+    assert checked["ok"] is again["ok"] is True, checked["problems"]
+    with pytest.raises(clients.Conflict):
+        await asyncio.to_thread(blocking.reindex)
+    with pytest.raises(clients.Conflict):
+        await awaiting.reindex()
 
 
 async def test_every_read_has_the_same_answer_from_both(both: tuple[Client, AsyncClient]) -> None:
