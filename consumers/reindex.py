@@ -36,7 +36,7 @@ class Reindex:
 
     def __init__(self, index: Index, kept: Kept, pool: SerialExecutor, tiers: Mapping[TierName, Tier]) -> None:
         self._index, self._kept, self._pool = index, kept, pool
-        self._vectors = Vectors(index, tiers)
+        self.vectors = Vectors(index, tiers)
         self._saved: Saved | None = None
         self._asked = False
         self.codebook: Codebook | None = None
@@ -84,7 +84,7 @@ class Reindex:
 
     async def _begin(self) -> bool:
         picked = sample(self._coded(), SAMPLE_ROWS, np.random.default_rng())
-        found = [vectors for _, vectors in await fetch_all(self._vectors, picked)]
+        found = [vectors for _, vectors in await fetch_all(self.vectors, picked)]
         rows = sum(map(len, found))
         self._asked = False
         if not rows:
@@ -124,7 +124,7 @@ class Reindex:
         missing = np.flatnonzero(~done)
         for start in range(0, len(missing), packing.STEP_ROWS):
             here = missing[start : start + packing.STEP_ROWS]
-            vectors, there = await self._vectors.fetch(segment, rows[here])
+            vectors, there = await self.vectors.fetch(segment, rows[here])
             if not there.all():
                 vectors[~there] = before.vectors(rows[here[~there]])
             codes[here] = await self._pool.run(codebook.encode, vectors)
