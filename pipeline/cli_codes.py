@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pipeline.cli_ask import GATEWAY, Url
-from pipeline.cli_options import Json
+from pipeline.cli_options import GATEWAY, Json, Key, Url, connect
 
 if TYPE_CHECKING:
     from pipeline.client import Client
@@ -20,6 +19,7 @@ LOOK_S = 0.5
 def reindex(
     wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Show the progress until it is done.")] = True,
     url: Url = GATEWAY,
+    key: Key = None,
     as_json: Json = False,
 ) -> None:
     """Train the codebook anew with what is stored now, and code everything by it while searches go on.
@@ -30,9 +30,7 @@ def reindex(
 
     Example: isotherm reindex
     """
-    from pipeline.client import Client
-
-    with Client(url) as client:
+    with connect(url, key) as client:
         said = client.reindex()
         while wait and said["reindex"] is not None:
             if not as_json:

@@ -6,7 +6,9 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 import msgspec
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.core import Metric
+
+from pipeline.metric_names import family
 
 if TYPE_CHECKING:
     from pipeline.app import Node
@@ -54,14 +56,14 @@ def codes(node: Node) -> Codes:
 
 
 def codes_metrics(node: Node) -> Iterable[Metric]:
-    """Yield gauges; `isotherm_codes_recall` only once there was a question."""
+    """Yield gauges; `isotherm_codes_recall_ratio` only once there was a question."""
     said = codes(node)
-    yield GaugeMetricFamily("isotherm_codes_bytes", "Bytes of codes, and of vectors without one", value=said.bytes)
-    yield GaugeMetricFamily("isotherm_codes_rows", "Rows that searches scan by their code", value=said.coded)
-    yield GaugeMetricFamily("isotherm_codes_waiting", "Vectors that have no code yet", value=said.waiting)
+    yield family("isotherm_codes_bytes", said.bytes)
+    yield family("isotherm_codes_rows", said.coded)
+    yield family("isotherm_codes_waiting_rows", said.waiting)
+    yield family("isotherm_codebook_trained", said.codebook is not None)
     if said.recall is not None:
-        yield GaugeMetricFamily("isotherm_codes_recall", "Recall of sampled questions by codes", value=said.recall)
-    yield CounterMetricFamily("isotherm_codes_questions", "Questions that recall was asked", value=node.recall.asked)
+        yield family("isotherm_codes_recall_ratio", said.recall)
+    yield family("isotherm_codes_questions_total", node.recall.asked)
     progress = said.reindex
-    done = 1.0 if progress is None else progress.segments / max(1, progress.of)
-    yield GaugeMetricFamily("isotherm_reindex_progress", "Share of segments coded by the newest codebook", value=done)
+    yield family("isotherm_reindex_ratio", 1.0 if progress is None else progress.segments / max(1, progress.of))

@@ -76,10 +76,11 @@ class AgeMonitor:
     async def propose(self) -> int:
         """Publish one round of advice; returns the rows named."""
         usages = await self._usages()
+        full = {name.word: usage.fraction for name, usage in usages.items()}
         named = 0
         for tier in (TierName.HOT, TierName.WARM, TierName.COLD):
             for proposal in self.candidates(tier, usages[tier], self._now_ms()):
-                value = events.encode_arrow(proposal.batch)
+                value = events.encode_arrow(events.with_usage(proposal.batch, full))
                 await self._publisher.send(self._topic, value, partition=proposal.partition)
                 named += proposal.batch.num_rows
         return named

@@ -82,5 +82,5 @@ async def test_codes_outlive_a_restart_and_are_made_anew_on_request(settings: Se
         assert [f"{said['codebook']}.codes"] == [path.name for path in (Path(settings.data) / "codes").iterdir()]
         assert await node.recall.step() is not None
         metrics = (await http.get("/metrics")).text
-        assert "isotherm_codes_recall 1.0" in metrics
-        assert "isotherm_reindex_progress 1.0" in metrics
+        assert "isotherm_codes_recall_ratio 1.0" in metrics
+        assert "isotherm_reindex_ratio 1.0" in metrics
