@@ -81,6 +81,7 @@ class Coder:
 
     async def run(self, stop: asyncio.Event) -> None:
         """Look until stopped; then give codes to what still waits, so that the next start need not."""
+        self.reindex.vectors.stopping = stop.is_set
         async for _ in ticks(stop, INTERVAL_MS):
             while not stop.is_set() and (await self.step() or await self.reindex.step()):
                 pass

@@ -31,7 +31,7 @@ ROWS = 2_048  # that a question is asked of
 NEAREST, CANDIDATES = 10, 50
 QUESTIONS = 32  # that the mean is of
 QUESTIONS_MIN = 8  # before a warning
-FETCH_S = 30.0  # that the vectors may take; longer, and there is no question this time
+FETCH_S = 10.0  # that the vectors may take; longer, and there is no question this time
 
 
 def recall(found: Sequence[int], exact: Sequence[int]) -> float:
@@ -72,6 +72,7 @@ class Recall:
         if not self._every_s:
             await stop.wait()
             return
+        self._vectors.stopping = stop.is_set
         async for _ in ticks(stop, int(self._every_s * 1000)):
             await self.step()
 

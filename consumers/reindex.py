@@ -36,9 +36,9 @@ class Reindex:
 
     def __init__(self, index: Index, kept: Kept, pool: SerialExecutor, tiers: Mapping[TierName, Tier]) -> None:
         self._index, self._kept, self._pool = index, kept, pool
-        self._vectors = Vectors(index, tiers)
+        self.vectors = Vectors(index, tiers)
         self._saved: Saved | None = None
-        self._asked = False
+        self._asked = self._waits = False
         self.codebook: Codebook | None = None
 
     def request(self) -> bool:
@@ -68,13 +68,20 @@ class Reindex:
         A tier that does not answer leaves it for the next look.
         """
         try:
-            if self.codebook is None:
-                return self._asked and await self._begin()
-            waiting = next((one for one in self._coded() if not self._is_done(one)), None)
-            return await (self._finish(self.codebook) if waiting is None else self._recode(waiting, self.codebook))
+            done = await self._piece()
         except TierError as error:
-            log.warning("reindex.waits", error=str(error))
+            if not self._waits:  # it is tried several times a second: one line is enough
+                log.warning("reindex.waits", error=str(error))
+            self._waits = True
             return False
+        self._waits = False
+        return done
+
+    async def _piece(self) -> bool:
+        if self.codebook is None:
+            return self._asked and await self._begin()
+        waiting = next((one for one in self._coded() if not self._is_done(one)), None)
+        return await (self._finish(self.codebook) if waiting is None else self._recode(waiting, self.codebook))
 
     def _coded(self) -> list[Segment]:
         return [segment for segment in self._index.segments() if segment.packed is not None]
@@ -84,17 +91,18 @@ class Reindex:
 
     async def _begin(self) -> bool:
         picked = sample(self._coded(), SAMPLE_ROWS, np.random.default_rng())
-        found = [vectors for _, vectors in await fetch_all(self._vectors, picked)]
+        found = [vectors for _, vectors in await fetch_all(self.vectors, picked)]
         rows = sum(map(len, found))
-        self._asked = False
         if not rows:
+            self._asked = False
             return False
         codebook = await self._pool.run(Codebook.train, np.concatenate(found))
         if self._index.codebook is not None and codebook.id == self._index.codebook.id:
+            self._asked = False
             log.info("reindex.not_needed", codebook=codebook.id)
             return True
         await self._pool.run(self._kept.announce, codebook)
-        self.codebook = codebook
+        self.codebook, self._asked = codebook, False  # in one step: whoever waits for the end sees no gap
         log.info("reindex.began", codebook=codebook.id, sample=rows, segments=len(self._coded()))
         return True
 
@@ -124,7 +132,7 @@ class Reindex:
         missing = np.flatnonzero(~done)
         for start in range(0, len(missing), packing.STEP_ROWS):
             here = missing[start : start + packing.STEP_ROWS]
-            vectors, there = await self._vectors.fetch(segment, rows[here])
+            vectors, there = await self.vectors.fetch(segment, rows[here])
             if not there.all():
                 vectors[~there] = before.vectors(rows[here[~there]])
             codes[here] = await self._pool.run(codebook.encode, vectors)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from tiers import score
+from tiers.errors import TierUnavailable
 from tiers.index import Index
 from tiers.record import Floats
 from tiers.segment import Segment
@@ -31,15 +32,18 @@ class Picked(NamedTuple):
 
 
 class Vectors:
-    """`fetch` returns them scaled as scores want them. TierUnavailable is the caller's."""
+    """`fetch` returns them scaled as scores want them. TierUnavailable, also once `stopping`, is the caller's."""
 
     def __init__(self, index: Index, tiers: Mapping[TierName, Tier]) -> None:
         self._index, self._tiers = index, tiers
+        self.stopping: Callable[[], bool] = lambda: False
 
     async def fetch(self, segment: Segment, rows: Rows) -> tuple[Floats, Bools]:
         """Return float32[rows, dim], and which rows are there: not those superseded or dropped meanwhile."""
         vectors, there = np.zeros((len(rows), self._index.dim), np.float32), np.zeros(len(rows), bool)
         for start in range(0, len(rows), FETCH_ROWS):
+            if self.stopping():
+                raise TierUnavailable("the node stops: what was begun goes on at the next start")
             part = slice(start, start + FETCH_ROWS)
             for _ in range(LOOKS):
                 missing = np.flatnonzero(~there[part]) + start

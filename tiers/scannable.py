@@ -62,7 +62,7 @@ class Scannable:
     def _adopt(self, numbers: Int64s, codes: Bytes) -> None:
         """Take codes; searches find the entries once the segments have packed them."""
         for segment, at, rows in self._entries.by_segment(numbers):
-            segment.adopt(rows, codes[at])
+            segment.adopt(rows, codes if len(at) == len(codes) else codes[at])
         self._measure(codes.nbytes)
 
     def _measure(self, added: int) -> None:

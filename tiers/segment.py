@@ -2,7 +2,7 @@
 
 Rows are appended and marked dead, never reused: a scan that still reads the arrays of an old segment sees what it
 saw. Per row at 256 dimensions, counted by a test: 83 bytes of columns, a code of 72 with its number (until it has one,
-a vector of 1,024), and 3 or 4 of the last view: 159, beside the id and the attributes.
+a vector of 1,024), and 3 of the last view: 158, beside the id and the attributes.
 """
 
 from __future__ import annotations

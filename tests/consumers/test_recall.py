@@ -11,6 +11,7 @@ import pytest
 import structlog
 
 from consumers import recall as recall_module
+from consumers import vectors
 from consumers.coding import Coder
 from consumers.recall import Recall, recall
 from consumers.vectors import RUN_ROWS, sample
@@ -67,6 +68,7 @@ class Corpus:
         stop.set()
         await self.coder.drain()
         await self.coder.run(stop)
+        self.coder.reindex.vectors.stopping = lambda: False
 
     async def mean(self) -> float:
         """Ask as often as a warning needs, and return the mean."""
@@ -125,6 +127,7 @@ async def test_a_reindex_goes_on_after_a_crash(corpus: Corpus, tmp_path: Path) -
     await drifted(corpus)
     corpus.coder.reindex.request()
     await corpus.coder.reindex.step()  # trains
+    former = {id(one): one.packed for one in corpus.world.index.segments()}
     await corpus.coder.reindex.step()  # one segment
     told = corpus.coder.reindex.progress()
     old = corpus.world.index.codebook.id
@@ -139,6 +142,7 @@ async def test_a_reindex_goes_on_after_a_crash(corpus: Corpus, tmp_path: Path) -
     for shelf in corpus.world.shelves.values():  # the rows of that segment need no vector any more
         shelf.rows = {key: row for key, row in shelf.rows.items() if key[0] not in set(done.ids)}
     codes = {done.ids[at]: done.packed.codes(np.array([at]))[0].tolist() for at in done.packed.numbers.tolist()}
+    done.packed = former[id(done)]  # as a rebuild with the codebook in use leaves it
     while await again.reindex.step():
         pass
 
@@ -166,6 +170,21 @@ async def test_a_reindex_waits_for_a_tier_that_does_not_answer(corpus: Corpus) -
     while await reindex.step():
         pass
     assert not before & corpus.codebooks()
+
+
+async def test_a_stop_does_not_wait_for_a_segment(corpus: Corpus, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A segment that is being recoded keeps its codes when the node stops; the stop is not late for it."""
+    monkeypatch.setattr(vectors, "FETCH_ROWS", 100)
+    await drifted(corpus)
+    reindex = corpus.coder.reindex
+    reindex.request()
+    await reindex.step()
+    told = reindex.progress()
+    stop = asyncio.Event()
+    corpus.world.shelves[TierName.WARM].before_answer = stop.set
+    await asyncio.wait_for(corpus.coder.run(stop), 10)
+
+    assert told == reindex.progress()
 
 
 async def test_a_codebook_that_would_be_the_same_is_left(corpus: Corpus) -> None:

@@ -56,9 +56,11 @@ async def test_codes_outlive_a_restart_and_are_made_anew_on_request(settings: Se
         refused = await http.post("/v1/index:reindex")
         assert (409, "urn:isotherm:no-codebook") == (refused.status_code, refused.json()["type"])
         await put_down(memory)
+        node = memory.node
+        await until(lambda: node.index.codebook is not None)  # the stop gives codes to all
     async with opened(settings) as (memory, http):
         node = memory.node
-        await until(lambda: node.coder.kept == COUNT)
+        assert node.coder.kept == COUNT
         before = (await http.get("/v1/tiers")).json()["codes"]
         await memory.retrieve(Query(ids=[], at_least=await memory.delete("id-7")))
     async with opened(settings) as (memory, http):

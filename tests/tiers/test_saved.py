@@ -259,6 +259,7 @@ async def test_what_changed_after_it_was_kept_is_as_the_tiers_say(tmp_path: Path
         await first.glacier.store(batch(*rows(0, 100), shape=SHAPE))  # moved down, and the eviction never came
         await first.store(first.cold, *(row(f"id-{n}", 5_000 + n, VECTORS[n - 1]) for n in range(150, 200)))
         await first.store(first.cold, *(row(f"id-{n}", 6_000 + n, deleted=True) for n in range(200, 250)))
+        await first.store(first.glacier, *(row(f"new-{n}", 7_000 + n, VECTORS[n]) for n in range(20)))
         gone = [first.index.find(f"id-{n}") for n in range(250, 300)]
         await first.cold.evict([Location(e.id, e.version, e.partition, e.slot) for e in gone], None)
 
@@ -267,7 +268,7 @@ async def test_what_changed_after_it_was_kept_is_as_the_tiers_say(tmp_path: Path
         seen = (with_file.entries(IDS), sorted(with_file.twice, key=lambda pair: pair[1].id))
         await with_file.code()
         codes = with_file.scanned()
-        assert with_file.with_vectors == 450  # the one page of cold, and nothing of glacier
+        assert with_file.with_vectors == 450 + 20  # the one page of cold, and the new files of glacier
         assert len(with_file.twice) == 100
         assert with_file.index.find("id-250") is None
     (tmp_path / "codes" / f"{first.index.codebook.id}.codes").unlink()
