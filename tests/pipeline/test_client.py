@@ -190,7 +190,7 @@ async def test_the_whole_life_of_a_memory_through_both(both: tuple[Client, Async
 async def test_every_id_finds_its_way_into_a_path(both: tuple[Client, AsyncClient]) -> None:
     """What is stored under an id is read and deleted under it."""
     _, client = both
-    for identifier in ("a/b", "a b", "ü/…", "..", ".", "a?b#c", "100%", "a:promote", "%2e", "a+b&c=d", "/", "a//b"):
+    for identifier in ("a/b", "a b", "ü/…", "..", ".", "a?b#c", "100%", "a:promote", "%2e", "a+b&c=d", "a/", "a//b"):
         token = await client.publish(identifier, [1.0] * DIM)
         found = await client.get(identifier, at_least=token)
         assert found is not None, identifier

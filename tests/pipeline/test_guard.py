@@ -90,7 +90,8 @@ async def test_routes_about_all_namespaces_want_a_key_of_all(node: Keyed) -> Non
     assert {("POST", "/v1/tiers/{tier}:clear"), ("GET", "/metrics")} <= set(whole)
     for method, path in whole:
         assert 403 == (await node.ask(some, method, path)).status_code, (method, path)
-        assert 200 == (await node.ask(everything, method, path)).status_code, (method, path)
+        let_in = await node.ask(everything, method, path)
+        assert let_in.status_code not in (401, 403), (method, path, let_in.text)
 
 
 async def test_open_routes_want_nothing_and_show_nothing(node: Keyed) -> None:
@@ -127,8 +128,8 @@ async def test_a_stream_ends_with_its_key(node: Keyed) -> None:
         await until(lambda: len(node.memory.node.index) == 1)
         await node.memory.clear("hot")  # announces a change
         with pytest.raises(httpx.RemoteProtocolError):  # and not an end: it would look as if that were all
-            await anext(received)
-    await until(lambda: not node.gateway._streams)
+            assert b"a/1" not in b"".join([part async for part in received])
+    await until(lambda: not node.gateway.feed.streams)
 
 
 # -- limits ------------------------------------------------------------------------------------------------------------
