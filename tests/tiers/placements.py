@@ -26,14 +26,15 @@ from tiers.glacier_settings import GlacierSettings
 from tiers.hot import HotMemory, HotSettings
 from tiers.index import Index
 from tiers.record import Floats, Int64s, Row
-from tiers.tier import Hit, Location, Query, Tier, TierName
+from tiers.tier import Location, Query, Tier, TierName
 from tiers.warm import WarmMemory
 from tiers.warm_settings import WarmSettings
 from tiers.worker import SerialExecutor
 
 DIM, PARTITIONS, GROUPS = 256, 2, 100
-QUESTIONS, RECORDS, COPIES, MOVED = 20, 3_000, 30, 0.5
-TRAIN_ROWS = 1_000  # small, so that three thousand records have codes
+QUESTIONS, RECORDS, COPIES, MOVED = 20, 2_500, 30, 0.5
+CROWD, JITTER = 1_000, 0.001
+TRAIN_ROWS = 1_000  # small, so that so few records have codes
 SHAPE = record.schema(DIM, {"rank": "int"})
 BELOW = (TierName.WARM, TierName.COLD, TierName.GLACIER)
 #: Filter, and the share of the records that pass.
@@ -41,11 +42,15 @@ FILTERS = {None: GROUPS, "rank < 10": 10, "rank = 7": 1}
 
 
 class Corpus(NamedTuple):
-    """Batches `old` (superseded) and `new` (the newest of every id, tombstones too), and what is asked."""
+    """Batches `old` (superseded) and `new` (the newest of every id, tombstones too), and what is asked.
+
+    So many lie so near to `crowded` that no code tells them apart: only an exact search finds the nearest.
+    """
 
     old: pa.RecordBatch
     new: pa.RecordBatch
     questions: Floats
+    crowded: Floats
 
     def truth(self, question: Floats, ranks: int, k: int) -> list[tuple[str, float]]:
         """Return (id, score) of the k best as NumPy finds them, ties by id."""
@@ -62,17 +67,22 @@ def corpus() -> Corpus:
     """Return the docstrings as records; the last few are the questions."""
     embed = load_embedder("wordllama", DIM)
     assert embed is not None
-    texts = collect(RECORDS + QUESTIONS)
+    texts = collect(RECORDS - CROWD + QUESTIONS)
     found = np.concatenate([embed([one.text for one in texts[at : at + 500]]) for at in range(0, len(texts), 500)])
-    questions, vectors = found[::151][:QUESTIONS], np.delete(found, np.arange(QUESTIONS) * 151, axis=0)
+    held_out = np.arange(QUESTIONS) * len(found) // QUESTIONS
+    questions, random = found[held_out], np.random.default_rng(0)
+    crowded = random.normal(size=DIM).astype(np.float32)  # far from every text
+    near = crowded + JITTER * random.normal(size=(CROWD, DIM))
+    vectors = np.concatenate([np.delete(found, held_out, axis=0), near]).astype(np.float32)
     at = np.arange(RECORDS)
     deleted = at % 20 == 3
     before = at[(at % 6 == 0) | deleted]
     decoys = questions[before % QUESTIONS] + np.float32(1e-3)
     return Corpus(
         _batch(before, 1 + before, decoys, np.zeros(len(before), bool)),
-        _batch(at, 10_000 + at, vectors.astype(np.float32), deleted),
-        questions.astype(np.float32),
+        _batch(at, 10_000 + at, vectors, deleted),
+        questions,
+        crowded,
     )
 
 
@@ -125,12 +135,12 @@ class Places:
         codes.close()
         return placement
 
-    async def ask(self, placement: Placement, query: Query) -> list[Hit]:
-        """Return what a search over all tiers finds."""
+    async def ask(self, placement: Placement, query: Query) -> list[tuple[str, float]]:
+        """Return (id, score) of what a search over all tiers finds."""
         tiers = {TierName.HOT: placement.hot, **self.tiers}
         result = await read.retrieve(placement.index, tiers, query, self._pool, NOW_MS)
         assert result.complete
-        return result.hits
+        return [(hit.row.id, hit.score or 0.0) for hit in result.hits]
 
 
 class Placement:
