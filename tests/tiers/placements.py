@@ -109,7 +109,6 @@ class Places:
     def __init__(self, tiers: dict[TierName, Tier], found: Corpus, codebook: Path) -> None:
         self.tiers, self.corpus, self._codebook = tiers, found, codebook
         self._slots: dict[TierName, tuple[Int64s, Int64s]] = {}
-        self._pool = SerialExecutor("search", 2)
 
     async def store(self) -> None:
         """Store every version in each tier below hot, the superseded first."""
@@ -117,10 +116,6 @@ class Places:
             tier = self.tiers[name]
             receipts = [await tier.store(batch) for batch in (self.corpus.old, self.corpus.new)]
             self._slots[name] = (receipts[0].slots, receipts[1].slots)
-
-    def close(self) -> None:
-        """End the search threads."""
-        self._pool.close()
 
     async def placed(self, seed: int) -> Placement:
         """Place every record at random: first anywhere, then some moved down, some with a copy in hot, all coded."""
@@ -138,7 +133,7 @@ class Places:
     async def ask(self, placement: Placement, query: Query) -> list[tuple[str, float]]:
         """Return (id, score) of what a search over all tiers finds."""
         tiers = {TierName.HOT: placement.hot, **self.tiers}
-        result = await read.retrieve(placement.index, tiers, query, self._pool, NOW_MS)
+        result = await read.retrieve(placement.index, tiers, query, now_ms=NOW_MS)
         assert result.complete
         return [(hit.row.id, hit.score or 0.0) for hit in result.hits]
 
@@ -229,6 +224,5 @@ async def opened(folder: Path) -> AsyncIterator[Places]:
         places = Places(
             {TierName.WARM: warm, TierName.COLD: cold, TierName.GLACIER: glacier}, corpus(), folder / "codebook"
         )
-        stack.callback(places.close)
         await places.store()
         yield places
