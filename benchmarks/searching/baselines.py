@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Any
 
 import faiss
@@ -18,7 +19,10 @@ def bandwidth(megabytes: int) -> dict[str, float]:
     """Return the GB/s at which one thread of NumPy reads an array, in two ways; medians of a few."""
     array = np.ones((megabytes * 1_000_000 // (4 * DIM), DIM), np.float32)
     one = np.ones(DIM, np.float32)
-    ways = {"vecdot_float32": lambda: np.vecdot(array, one), "max_int32": lambda: array.view(np.int32).max()}
+    ways: dict[str, Callable[[], Any]] = {
+        "vecdot_float32": lambda: np.vecdot(array, one),
+        "max_int32": lambda: array.view(np.int32).max(),
+    }
     out = {}
     for name, read in ways.items():
         took = []

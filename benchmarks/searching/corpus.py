@@ -117,7 +117,8 @@ def row_of(identifier: str) -> int:
 
 def scaled(vectors: Floats) -> Floats:
     """Return unit vectors."""
-    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    units: Floats = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    return units
 
 
 def truth(units: Floats, questions: Floats, k: int, mask: Bools | None = None) -> list[set[int]]:

@@ -34,15 +34,16 @@ BARE: dict[str, Any] = {"include": frozenset()} if hasattr(Query, "include") els
 @asynccontextmanager
 async def opened(stack: Stack, folder: Path, **given: Any) -> AsyncIterator[MemoryManager]:
     """Open a node of which nothing moves by itself; `given` are settings, dots as double underscores."""
+    name = f"{folder.parent.name}.{folder.name}"  # nobody else's on these servers
     settings: dict[str, Any] = {
         "data": str(folder),
         "dim": DIM,
         "attributes": {"group": "int"},
         "kafka.bootstrap": stack.kafka,
-        "kafka.prefix": folder.name,
+        "kafka.prefix": name,
         "kafka.partitions": PARTITIONS,
         "warm.url": stack.redis,
-        "warm.prefix": folder.name,
+        "warm.prefix": name,
         "hot.device": "cpu",
         "gateway.deadline_ms": 600_000.0,
         "move.compact_s": NEVER_S,
@@ -56,7 +57,7 @@ async def opened(stack: Stack, folder: Path, **given: Any) -> AsyncIterator[Memo
 
 
 async def fill(memory: MemoryManager, vectors: Floats, start: int, stop: int, tier: TierName, rows: int = 0) -> float:
-    """Put rows start to stop into a tier, `rows` at a time, and wait for their codes; returns the seconds."""
+    """Put rows start to stop into a tier, `rows` at a time; returns the seconds. Their codes are made meanwhile."""
     node, began = memory.node, time.perf_counter()
     step = rows or BATCH_ROWS
     for at in range(start, stop, step):
@@ -66,8 +67,6 @@ async def fill(memory: MemoryManager, vectors: Floats, start: int, stop: int, ti
         assert list(receipt.ids[:1]) == given["id"].to_pylist()[:1], "a receipt goes by the batch"
         node.index.put(given, partition, tier, receipt.slots, EVENT_MS)
         await asyncio.sleep(0)
-    if tier != TierName.HOT:
-        await coded(memory)
     return time.perf_counter() - began
 
 

@@ -165,7 +165,8 @@ async def moving(run: Run) -> dict[str, Any]:
     await memory.retrieve(Query(ids=[], at_least=token))
     rest, _ = await ask_all(memory, questions[: run.size.scans], k=K, **BARE)
     alone_s = await _demote(memory, range(first, first + count))
-    done, busy = asyncio.Event(), []
+    done = asyncio.Event()
+    busy: list[float] = []
 
     async def search() -> None:
         while not done.is_set():

@@ -79,8 +79,8 @@ def show(result: dict[str, Any], console: Console) -> None:
     )
     table = Table("scenario", "promise", "reached", "must", "")
     for line in result["table"]:
-        must = f"{'≥' if line['relation'] == '>=' else '≤'} {line['must']:,g} {line['unit']}"
-        reached = "not measured" if line["reached"] is None else f"{line['reached']:,g} {line['unit']}"
+        must = f"{'≥' if line['relation'] == '>=' else '≤'} {line['must']:,.10g} {line['unit']}"
+        reached = "not measured" if line["reached"] is None else f"{line['reached']:,.10g} {line['unit']}"
         table.add_row(line["scenario"], line["what"], reached, must, "ok" if line["ok"] else "NO")
     console.print(table)
     for name, note in result["notes"].items():

@@ -78,7 +78,7 @@ class Run:
         self.say(f"loading {name}")
         settings = {
             "index__search_threads": self.size.threads,
-            "index__train_rows": min(20_000, (rows or self.size.tier) // 4),
+            "index__train_rows": min(20_000, max(640, (rows or self.size.tier) // 4)),  # FAISS wants 624
             **given,
         }
         return node.opened(self.stack, self.folder / f"bench-{name}", **settings)
@@ -95,6 +95,7 @@ class Run:
                 seconds = await node.fill(self._million, self.corpus.vectors, start, stop, tier, step)
                 self.load_s[tier.word] = round(seconds, 2)
                 start = stop
+            await node.coded(self._million)
         return self._million
 
     async def reopened(self) -> MemoryManager:
