@@ -54,10 +54,22 @@ SCENARIOS: dict[str, Scenario] = {
 }
 
 
+def _nothing(_: dict[str, Any]) -> None:
+    """Keep nothing."""
+
+
 async def measure(
-    size: Size, names: Sequence[str], texts: Path | None, console: Console, servers: Stack | None = None
+    size: Size,
+    names: Sequence[str],
+    texts: Path | None,
+    console: Console,
+    servers: Stack | None = None,
+    keep: Callable[[dict[str, Any]], None] = _nothing,
 ) -> dict[str, Any]:
-    """Run the scenarios and return everything; on `servers` if given, else on some of its own."""
+    """Run the scenarios and return everything; on `servers` if given, else on some of its own.
+
+    `keep` is given what there is after each: a run that is cut short has measured something.
+    """
     began = time.perf_counter()
 
     def say(what: str) -> None:
@@ -71,8 +83,8 @@ async def measure(
         "settings": {**asdict(size), "k": scans.K, "dim": given.vectors.shape[1], "noise": NOISE},
         "corpus": given.source,
         "notes": {},
+        "scenarios": {},
     }
-    done: dict[str, Any] = {}
     with tempfile.TemporaryDirectory(prefix="isotherm-bench-") as scratch:
         async with AsyncExitStack() as stack:
             if servers is None:
@@ -83,14 +95,14 @@ async def measure(
             for name in names:
                 say(f"[bold]{name}[/bold]")
                 started = time.perf_counter()
-                done[name] = await SCENARIOS[name](run)
-                done[name]["took_s"] = round(time.perf_counter() - started, 1)
-                if note := done[name].pop("note", None):
+                done = result["scenarios"][name] = await SCENARIOS[name](run)
+                done["took_s"] = round(time.perf_counter() - started, 1)
+                if note := done.pop("note", None):
                     result["notes"][name] = note
-    read.append(bandwidth(size.bandwidth_mb))
-    result["bandwidth"] = {"gb_s": best_of(read), "threads": 1, "samples": read}
-    result |= {"took_s": round(time.perf_counter() - began, 1), "scenarios": done}
-    result["table"] = promises(result)
+                read.append(bandwidth(size.bandwidth_mb))
+                result["bandwidth"] = {"gb_s": best_of(read), "threads": 1, "samples": read}
+                result |= {"took_s": round(time.perf_counter() - began, 1), "table": promises(result)}
+                keep(result)
     return result
 
 
@@ -119,12 +131,15 @@ def main(arguments: list[str] | None = None) -> int:
     logging.disable(logging.ERROR)  # of libraries: what fails is raised
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(40))
     names = [name for name in SCENARIOS if given.only is None or name in given.only]
-    result = asyncio.run(measure(size, names, given.texts, Console(stderr=True)))
-    result["settings"]["quick"] = given.quick
-    if given.note:
-        result["notes"]["machine"] = given.note
-    if given.out is not None:
-        given.out.write_text(json.dumps(result, separators=(",", ":")) + "\n")
+
+    def keep(result: dict[str, Any]) -> None:
+        result["settings"]["quick"] = given.quick
+        if given.note:
+            result["notes"]["machine"] = given.note
+        if given.out is not None:
+            given.out.write_text(json.dumps(result, separators=(",", ":")) + "\n")
+
+    result = asyncio.run(measure(size, names, given.texts, Console(stderr=True), keep=keep))
     if given.json:
         print(json.dumps(result))
     else:

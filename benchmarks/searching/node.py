@@ -47,6 +47,7 @@ async def opened(stack: Stack, folder: Path, **given: Any) -> AsyncIterator[Memo
         "hot.device": "cpu",
         "gateway.deadline_ms": 600_000.0,
         "move.compact_s": NEVER_S,
+        "node.lease_ttl_s": NEVER_S,  # baselines are asked on the loop, for minutes: nobody renews meanwhile
         "policy.promote_heat_min": NEVER_S,
         **{f"policy.{name}": NEVER_S for name in ("hot_age_s", "warm_idle_s", "cold_idle_s")},
         **{name.replace("__", "."): value for name, value in given.items()},

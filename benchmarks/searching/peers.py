@@ -125,10 +125,11 @@ async def peers(run: Run) -> dict[str, Any]:
     corpus = run.corpus.first(run.size.peers)
     questions = corpus.questions[: run.size.peer_questions + WARM_UP]
     true = truth(scaled(corpus.vectors), questions[WARM_UP:], K)
+    await run.close()  # room and quiet for the others
+    stores = list(_stores(corpus.vectors, run.folder, run.say))
     async with run.node("peers", len(corpus.vectors)) as memory:
         load_s = await fill(memory, corpus.vectors, 0, len(corpus.vectors), TierName.COLD)
         await coded(memory)
-        stores = list(_stores(corpus.vectors, run.folder, run.say))
 
         async def ours(question: Floats) -> list[str]:
             return (await ask(memory, Query(vector=question, k=K, **BARE)))[1]

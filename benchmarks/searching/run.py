@@ -28,7 +28,7 @@ class Size:
     million: int = 1_000_000
     tier: int = 200_000
     peers: int = 200_000
-    moved: int = 60_000
+    moved: int = 30_000
     questions: int = 2_000
     scans: int = 300
     filtered: int = 100
