@@ -12,8 +12,9 @@ import google_crc32c
 import structlog
 
 from producers.ticks import ticks
-from tiers import packing
+from tiers import packing, sealing
 from tiers.codes import Codebook, possible
+from tiers.hot import HotMemory
 from tiers.index import Index
 from tiers.worker import SerialExecutor
 
@@ -28,8 +29,11 @@ class Coder:
 
     name = "codes"
 
-    def __init__(self, index: Index, file: Path, train_rows: int, pool: SerialExecutor) -> None:
+    def __init__(
+        self, index: Index, file: Path, train_rows: int, pool: SerialExecutor, hot: HotMemory | None = None
+    ) -> None:
         self._index, self._file, self._train_rows, self._pool = index, file, train_rows, pool
+        self._hot = hot
         self.enabled = train_rows > 0 and possible(index.dim)
 
     async def load(self) -> None:
@@ -61,8 +65,19 @@ class Coder:
             return await self._train()
         waiting = packing.due(self._index.segments(), self._index.codebook, PACK_ROWS)
         if waiting is None:
-            return False
+            return await self._seal(self._index.codebook)
         waiting.install(await self._pool.run(waiting.codes))
+        return True
+
+    async def _seal(self, codebook: Codebook) -> bool:
+        """Code a full slab of hot."""
+        waiting = sealing.due(self._index, self._hot, codebook) if self._hot is not None else None
+        if waiting is None:
+            return False
+        try:
+            waiting.install(await self._pool.run(waiting.codes))
+        finally:
+            waiting.release()
         return True
 
     async def _train(self) -> bool:

@@ -54,6 +54,7 @@ from tiers.glacier import GlacierMemory
 from tiers.hot import HotMemory
 from tiers.index import Index
 from tiers.rebuild import load
+from tiers.scan import Scanner
 from tiers.tier import Location, Tier, TierName, Usage
 from tiers.warm import WarmMemory
 from tiers.worker import SerialExecutor
@@ -98,7 +99,7 @@ class Node:
     expiry: Expiry
     clearing: Clearing
     lanes: dict[int, Lane]
-    search_pool: SerialExecutor
+    scanner: Scanner
     embed: Embed | None
     services: list[Service] = field(default_factory=list)
 
@@ -149,7 +150,7 @@ async def open_node(settings: Settings) -> AsyncIterator[Node]:
         for partition, epoch in lease.epochs.items():
             await warm.raise_epoch(partition, epoch)
             await glacier.raise_epoch(partition, epoch)
-        coder = await _open_coder(stack, settings, index, directory.path)
+        coder = await _open_coder(stack, settings, index, hot, directory.path)
         changes = Changes(publisher, topics.changes, now_ms)
         await announce(changes, await rebuild(index, [warm, cold, glacier], settings.kafka.partitions, coder))
         embed = load_embedder(settings.embedder, settings.dim)
@@ -198,8 +199,8 @@ async def open_node(settings: Settings) -> AsyncIterator[Node]:
         clearing = Clearing(index, hot, mover, changes, ingest, commit, lanes, notes)
         await clearing.resume()
         access = Access(settings.access, publisher, topics.access, settings.kafka.partitions, now_ms)
-        search_pool = SerialExecutor("search", settings.index.search_threads)
-        stack.callback(search_pool.close)
+        scanner = Scanner(settings.index.search_threads)
+        stack.callback(scanner.close)
         monitor = AgeMonitor(settings.age, settings.policy, index, usages, publisher, topics.age, now_ms)
         expiry = Expiry(
             settings.expiry, index, publisher, topics.memories, lambda p: p in lanes and ingest.ready(p), now_ms
@@ -227,7 +228,7 @@ async def open_node(settings: Settings) -> AsyncIterator[Node]:
             expiry=expiry,
             clearing=clearing,
             lanes=lanes,
-            search_pool=search_pool,
+            scanner=scanner,
             embed=embed,
             services=[reader, *lanes.values(), monitor, access, commit, upkeep, promotion, expiry, coder, lease],
         )
@@ -253,11 +254,11 @@ async def _open_tiers(
     return hot, warm, cold, glacier
 
 
-async def _open_coder(stack: AsyncExitStack, settings: Settings, index: Index, data: Path) -> Coder:
+async def _open_coder(stack: AsyncExitStack, settings: Settings, index: Index, hot: HotMemory, data: Path) -> Coder:
     """Return what makes codes, with the codebook of the life before."""
     pool = SerialExecutor("codes")
     stack.callback(pool.close)
-    coder = Coder(index, data / "codebook", settings.index.train_rows, pool)
+    coder = Coder(index, data / "codebook", settings.index.train_rows, pool, hot)
     await coder.load()
     return coder
 

@@ -89,7 +89,7 @@ class MemoryManager:
         self.check_ready()
         left_ms = asked.left_s * 1000 if asked.left_s is not None else node.settings.gateway.deadline_ms
         query = replace(query, deadline_ms=left_ms)
-        result = await read.retrieve(node.index, node.tiers, query, node.search_pool, now_ms())
+        result = await read.retrieve(node.index, node.tiers, query, node.scanner, now_ms())
         result.freshness = self.freshness()
         node.access.note(result.hits, node.copies.has)
         return result
@@ -127,7 +127,7 @@ class MemoryManager:
         self._check(query)
         self.check_ready()
         node = self.node
-        reading = read.Reading(node.index, node.tiers, query, node.search_pool, now_ms())
+        reading = read.Reading(node.index, node.tiers, query, node.scanner, now_ms())
         async for hits in listing.everything(reading):
             yield hits
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
 
@@ -118,21 +119,23 @@ class Reads:
         asked = decoded(await self._body(request), Searches)
         if asked.queries is None:
             query = await self._nearest(asked)
-            include = check_include(asked.include)
             result = await self._ask("search", query)
             if wants_arrow(request):
-                return self._arrow([result], include, envelope(result), scored=True)
-            return answer_json(_searched(result, include))
+                return self._arrow([result], query.include, envelope(result), scored=True)
+            return answer_json(_searched(result, query.include))
         several = self._several(asked, asked.queries)
-        includes = [check_include(each.include) for each in several]
         queries = [await self._numbered(at, self._nearest(each)) for at, each in enumerate(several)]
+        if wants_arrow(request):  # one table has the same columns for all
+            every = frozenset().union(*(query.include for query in queries))
+            queries = [replace(query, include=every) for query in queries]
         results = await asyncio.gather(
             *(self._numbered(at, self._ask("search", query)) for at, query in enumerate(queries))
         )
         if wants_arrow(request):
             around = {"results": [envelope(result) for result in results]}
-            return self._arrow(results, frozenset().union(*includes), around, scored=True)
-        return answer_json({"results": [_searched(*pair) for pair in zip(results, includes, strict=True)]})
+            return self._arrow(results, every, around, scored=True)
+        asked_and_found = zip(results, queries, strict=True)
+        return answer_json({"results": [_searched(result, query.include) for result, query in asked_and_found]})
 
     async def retrieve(self, request: Request) -> Response:
         """POST /v1/retrieve: memories by ids, or a page of those that meet filter and times."""
@@ -191,7 +194,15 @@ class Reads:
             raise InvalidRecord(f"queries[{at}].{error.reason}", f"query {at}: {error}") from error
 
     async def _nearest(self, asked: Search) -> Query:
-        return query_of(asked, vector=await self._vector(asked), k=asked.k, exact=asked.exact, explain=asked.explain)
+        include = check_include(asked.include)
+        return query_of(
+            asked,
+            vector=await self._vector(asked),
+            k=asked.k,
+            exact=asked.exact,
+            include=include,
+            explain=asked.explain,
+        )
 
     async def _vector(self, asked: Search) -> Floats:
         given = [name for name in ("vector", "vector_b64", "text", "id") if getattr(asked, name) is not None]

@@ -37,6 +37,7 @@ class Bucket:
 
     proof = "PUT of file and Delta log entry acknowledged by S3 and read back"
     readers = 8
+    remote = True
 
     def __init__(
         self,

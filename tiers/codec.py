@@ -21,11 +21,12 @@ import pyarrow as pa
 
 from tiers import record
 from tiers.errors import TierCorrupt
-from tiers.record import Row
+from tiers.record import Floats, Row
 
 HEADER = struct.Struct("<2sBBHHqqqII")
 CRC = struct.Struct("<I")
 MAGIC, FORMAT = b"IR", 1
+MAGIC_FORMAT = MAGIC + bytes([FORMAT])
 DELETED, EXPIRES = 1, 2
 VERSION_AT = 8  # bytes from the start of a packed row to its version, int64 little-endian
 
@@ -60,13 +61,31 @@ def encode_batch(batch: pa.RecordBatch) -> list[bytes]:
     return [encode(row) for row in record.rows_of(batch)]
 
 
-def decode(packed: bytes | memoryview) -> Row:
-    """Return the row; its vector shares the memory of `packed`. TierCorrupt when bytes do not add up."""
-    body = bytes(packed)
-    if len(body) < HEADER.size + CRC.size or body[:2] != MAGIC or body[2] != FORMAT:
+def decode_vector(packed: bytes, identifier: str, version: int) -> Floats | None:
+    """Return the vector of a row, sharing its memory; None for another id or version, and for a tombstone.
+
+    TierCorrupt when bytes do not add up. A third of what `decode` takes.
+    """
+    _check(packed)
+    _, _, flags, dim, id_size, found, *_ = HEADER.unpack_from(packed)
+    at_vector = HEADER.size + id_size
+    if found != version or flags & DELETED or packed[HEADER.size : at_vector] != identifier.encode():
+        return None
+    return np.frombuffer(packed, "<f4", dim, at_vector)
+
+
+def _check(body: bytes) -> None:
+    """Raise TierCorrupt unless these bytes are a packed row as it was written."""
+    if len(body) < HEADER.size + CRC.size or body[:3] != MAGIC_FORMAT:
         raise TierCorrupt("these bytes are not a packed row")
     if google_crc32c.value(body[: -CRC.size]) != CRC.unpack_from(body, len(body) - CRC.size)[0]:
         raise TierCorrupt("a packed row does not match its checksum")
+
+
+def decode(packed: bytes | memoryview) -> Row:
+    """Return the row; its vector shares the memory of `packed`. TierCorrupt when bytes do not add up."""
+    body = bytes(packed)
+    _check(body)
     _, _, flags, dim, id_size, version, event_time, expires, attributes_size, payload_size = HEADER.unpack_from(body)
     at_vector = HEADER.size + id_size
     at_attributes = at_vector + 4 * dim

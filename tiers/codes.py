@@ -73,14 +73,16 @@ class Packed:
         index.add_with_ids(np.ascontiguousarray(vectors, np.float32), rows.astype(np.int64))
         return Packed(index, self.rows + len(rows))
 
-    def best(self, mask: npt.NDArray[np.bool_], query: Floats, k: int) -> tuple[npt.NDArray[np.intp], Floats]:
-        """Return (rows, approximate scores without the query's factor) of the k best rows where `mask`, best first."""
+    def best(self, mask: npt.NDArray[np.bool_], queries: Floats, k: int) -> list[tuple[npt.NDArray[np.intp], Floats]]:
+        """Return (rows, approximate scores without the query's factor) of the k best rows where `mask`, best first.
+
+        One for each of float32[queries, dim].
+        """
         faiss = _faiss()
         selector = faiss.IDSelectorBitmap(np.packbits(mask, bitorder="little"))
         asked = faiss.SearchParametersIVF(sel=selector, nprobe=1)
-        values, rows = self._index.search(query[None, :], min(k, self.rows), params=asked)
-        found = rows[0] >= 0
-        return rows[0][found].astype(np.intp), values[0][found]
+        values, rows = self._index.search(queries, min(k, self.rows), params=asked)
+        return [(at[at >= 0].astype(np.intp), found[at >= 0]) for at, found in zip(rows, values, strict=True)]
 
     def vectors(self, rows: npt.NDArray[np.intp]) -> Floats:
         """Return what the codes of these rows stand for, float32[rows, dim]; coding them again gives the same codes."""

@@ -25,7 +25,7 @@ from tiers.cold_rows import PAGE_ROWS, ColdRows
 from tiers.errors import ServiceMissing, SettingsError
 from tiers.index import Index
 from tiers.record import Row
-from tiers.tier import Location, Query, Receipt, Result, TierName, Usage
+from tiers.tier import Location, Places, Query, Receipt, Result, TierName, Usage, Vectors
 from tiers.worker import SerialExecutor
 
 READERS = 2  # threads
@@ -145,12 +145,24 @@ class ColdMemory:
     async def get(self, locations: Sequence[Location]) -> list[Row | None]:
         """See Tier. A row that the side file cannot show is read from DuckDB and put right; TierCorrupt: in neither."""
         rows, doubtful = await self._readers.run(self._rows.read, locations)
-        for start in range(0, len(doubtful), PAGE_ROWS):
-            page = doubtful[start : start + PAGE_ROWS]
-            found = await self._writer.run(self._rows.recover, [locations[at] for at in page])
-            for at, row in zip(page, found, strict=True):
-                rows[at] = row
+        for at, row in zip(doubtful, await self._recover([locations[at] for at in doubtful]), strict=True):
+            rows[at] = row
         return rows
+
+    async def vectors(self, places: Places, *, bounded: bool = True) -> Vectors:  # noqa: ARG002 - all are near at hand
+        """See Tier."""
+        found, doubtful = await self._readers.run(self._rows.vectors, places)
+        if doubtful:
+            locations = places.locations()
+            rows = await self._recover([locations[at] for at in doubtful])
+            for at, row in zip(doubtful, rows, strict=True):
+                found[at] = row.vector if row is not None else None
+        return Vectors(found)
+
+    async def _recover(self, locations: Sequence[Location]) -> list[Row | None]:
+        """Return rows that the side file cannot show from DuckDB, and put the side file right."""
+        pages = [locations[start : start + PAGE_ROWS] for start in range(0, len(locations), PAGE_ROWS)]
+        return [row for page in pages for row in await self._writer.run(self._rows.recover, page)]
 
     async def retrieve(self, query: Query) -> Result:
         """See Tier."""

@@ -7,6 +7,7 @@ One thread writes (every method but `read` and `slots`); a few may `read`. Order
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,9 +19,9 @@ import structlog
 from tiers import codec, record
 from tiers.cold_table import Table
 from tiers.errors import OutcomeUnknown, TierCorrupt, TierFull
-from tiers.record import Int64s, Row
+from tiers.record import Floats, Int64s, Row
 from tiers.side import SideFile
-from tiers.tier import Location, Usage
+from tiers.tier import Location, Places, Usage
 
 if TYPE_CHECKING:
     from tiers.cold import ColdSettings
@@ -155,6 +156,20 @@ class ColdRows:
             elif data is not None:
                 doubtful.append(at)
         return rows, doubtful
+
+    def vectors(self, places: Places) -> tuple[list[Floats | None], list[int]]:
+        """Return vectors from the side file, and the positions of those that it cannot show rightly. Any thread."""
+        found: list[Floats | None] = [None] * len(places.ids)
+        doubtful: list[int] = []
+        asked = zip(self._side.read(places.slots), places.ids, places.versions.tolist(), strict=True)
+        for at, (data, identifier, version) in enumerate(asked):
+            if data is None:
+                continue
+            with suppress(TierCorrupt):
+                found[at] = codec.decode_vector(data, identifier, version)
+            if found[at] is None:
+                doubtful.append(at)
+        return found, doubtful
 
     def recover(self, locations: Sequence[Location]) -> list[Row | None]:
         """Return rows from DuckDB, and append again what the side file shows otherwise; TierCorrupt: unreadable."""

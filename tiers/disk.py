@@ -34,6 +34,7 @@ class Disk:
 
     proof = "file, directory and Delta log entry fsynced and read back"
     readers = 2
+    remote = False
     options: dict[str, str] | None = None
 
     def __init__(self, root: str | Path, fsync: Callable[[Path], None] = fsync) -> None:

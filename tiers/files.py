@@ -61,6 +61,17 @@ class Files:
         replaced = self._retired.find(key, row)
         return None if replaced is None else (replaced, row)
 
+    def groups(self, rows: Sequence[tuple[DataFile, int]]) -> list[tuple[Key, int]]:
+        """Return the row group of each row; of files whose footer is not known yet, the footers are read."""
+        return [(file.key, self._group(file, row)) for file, row in rows]
+
+    def _group(self, file: DataFile, row: int) -> int:
+        try:
+            return self._reader.group(file, row)
+        except FileNotFoundError as error:
+            self._vacuumed(file, error)
+            return 0
+
     def live(self) -> list[DataFile]:
         """Return the files of the current snapshot by partition and number."""
         return [file for _, file in sorted(self.archive.files.items())]

@@ -13,6 +13,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -28,11 +29,20 @@ from tiers.index import Index
 from tiers.layout import Layout
 from tiers.parquet import DataFile
 from tiers.recent import Recent
-from tiers.record import Int64s, Row
+from tiers.record import Floats, Int64s, Row
 from tiers.rewrite import Rewrite
 from tiers.storage import Storage
-from tiers.tier import Location, Query, Receipt, Result, TierName, Usage
+from tiers.tier import SKIPPED, Location, Places, Query, Receipt, Result, TierName, Usage, Vectors
 from tiers.worker import SerialExecutor
+
+
+class Missing(NamedTuple):
+    """A row asked for that the cache does not have: which of those asked, and the file and row where it lies."""
+
+    at: int
+    where: Location
+    file: DataFile
+    row: int
 
 
 class GlacierMemory:
@@ -48,6 +58,7 @@ class GlacierMemory:
         self.index = index if index is not None else Index.of(shape)
         self._turn = asyncio.Lock()  # alone, a store chooses by what the store before it has settled
         self._recent = Recent(settings.cache_bytes)
+        self._groups_max = settings.search_groups_max if where.remote else 0
         self._writer = SerialExecutor("glacier")
         self._readers = SerialExecutor("glacier-read", where.readers)
         self._files: Files
@@ -137,22 +148,53 @@ class GlacierMemory:
     async def get(self, locations: Sequence[Location]) -> list[Row | None]:
         """See Tier. From the cache at once, else from the files on the reading threads. TierCorrupt is raised."""
         found: list[Row | None] = [None] * len(locations)
-        missing: dict[tuple[DataFile, int], list[tuple[int, int]]] = {}  # by stretch of a file, for both threads
+        missing: list[Missing] = []
         for at, where in enumerate(locations):
             place = self._files.find(where)
-            if place is None:
-                continue
-            found[at] = self._recent.find(where)
-            if found[at] is None:
-                missing.setdefault((place[0], place[1] // BATCH_ROWS_MAX), []).append((at, place[1]))
+            if place is not None:
+                found[at] = self._recent.find(where)
+                if found[at] is None:
+                    missing.append(Missing(at, where, *place))
+        for at, row in await self._read(missing):
+            found[at] = row
+        return found
+
+    async def vectors(self, places: Places, *, bounded: bool = True) -> Vectors:
+        """See Tier. From a bucket at most `search_groups_max` row groups are read, those of the most wanted rows."""
+        found: list[Floats | None] = [None] * len(places.ids)
+        missing: list[Missing] = []
+        for at, where in enumerate(places.locations()):
+            place = self._files.find(where)
+            if place is not None:
+                found[at] = self._recent.vector(where)
+                if found[at] is None:
+                    missing.append(Missing(at, where, *place))
+        if not missing:
+            return Vectors(found)
+        groups = await self._readers.run(self._files.groups, [(each.file, each.row) for each in missing])
+        read = list(dict.fromkeys(groups))
+        if bounded and self._groups_max:
+            read = read[: self._groups_max]
+        chosen = [each for each, group in zip(missing, groups, strict=True) if group in read]
+        for each in missing:
+            found[each.at] = SKIPPED
+        for at, row in await self._read(chosen):
+            found[at] = None if row is None else row.vector
+        return Vectors(found, len(read))
+
+    async def _read(self, missing: Sequence[Missing]) -> list[tuple[int, Row | None]]:
+        """Read rows from their files and keep them; a stretch of a file is one job, so that all threads have some."""
+        stretches: dict[tuple[DataFile, int], list[Missing]] = {}
+        for each in missing:
+            stretches.setdefault((each.file, each.row // BATCH_ROWS_MAX), []).append(each)
         jobs = [
-            self._readers.run(self._files.fetch, file, [(row, locations[at]) for at, row in rows])
-            for (file, _), rows in missing.items()
+            self._readers.run(self._files.fetch, file, [(each.row, each.where) for each in members])
+            for (file, _), members in stretches.items()
         ]
-        for rows, answer in zip(missing.values(), await asyncio.gather(*jobs), strict=True):
-            for (at, _), row in zip(rows, answer, strict=True):
-                found[at] = row
-            self._recent.keep_rows(row for row in answer if row is not None)
+        found: list[tuple[int, Row | None]] = []
+        for members, rows in zip(stretches.values(), await asyncio.gather(*jobs), strict=True):
+            found += [(each.at, row) for each, row in zip(members, rows, strict=True)]
+            self._recent.keep_rows(row for row in rows if row is not None)
         return found
 
     async def evict(self, keys: Sequence[Location], receipt: Receipt | None) -> int:  # noqa: ARG002 - the protocol's

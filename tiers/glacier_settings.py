@@ -18,6 +18,7 @@ from tiers.parquet import FILE_ROWS_MAX, Style
 from tiers.storage import Storage
 
 BATCH_ROWS_MAX = 8192  # of what `retrieve_all` yields
+NOT_NEGATIVE = ("cache_bytes", "search_groups_max", "vacuum_after_s", "bytes_limit")
 COMPRESSIONS = ("zstd", "snappy", "none")
 S3 = re.compile(r"s3://(?P<bucket>[a-z0-9][a-z0-9.-]{1,61}[a-z0-9])(?P<prefix>(/[A-Za-z0-9!_.*'()=-]+)*)/?")
 
@@ -32,7 +33,8 @@ class GlacierSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     A row group of `row_group_rows` is what one read decodes; a file ends at `file_rows_max` rows or `file_bytes_max`
     bytes. `level` is zstd's. `cache_bytes` bounds the rows kept in memory. Replaced files are removed `vacuum_after_s`
     later: so long a reader may hold on to a version. `bytes_limit` bounds the bytes of all files, replaced ones among
-    them (0 = none).
+    them (0 = none). From a bucket a search reads at most `search_groups_max` row groups beyond the cache (0 = any
+    number): those of its best candidates.
     """
 
     path: str = ""
@@ -47,6 +49,7 @@ class GlacierSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     compression: str = "zstd"
     level: int = 3
     cache_bytes: int = 268_435_456
+    search_groups_max: int = 32
     vacuum_after_s: float = 3600.0
     bytes_limit: int = 0
 
@@ -104,7 +107,7 @@ def check(settings: GlacierSettings) -> None:
         ("file_bytes_max", not 1 <= settings.file_bytes_max <= 1 << 30, "1 to 1073741824, what one PUT can carry well"),
         ("compression", settings.compression not in COMPRESSIONS, f"one of {', '.join(COMPRESSIONS)}"),
         ("level", not 1 <= settings.level <= 22, "1 to 22"),
-        *((key, getattr(settings, key) < 0, "0 or more") for key in ("cache_bytes", "vacuum_after_s", "bytes_limit")),
+        *((key, getattr(settings, key) < 0, "0 or more") for key in NOT_NEGATIVE),
     ]
     for key, bad, reason in wrong:
         if bad:

@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from typing import NamedTuple
 
 import msgspec
 import numpy as np
@@ -22,6 +23,7 @@ import pyarrow as pa
 
 from tiers import record, score
 from tiers.alone import choose, find, open_alone, settle
+from tiers.best import NO_ROWS, NO_VALUES, NO_VERSIONS, Best
 from tiers.copies import Columns, Copies
 from tiers.device import Device
 from tiers.device import choose as choose_device
@@ -30,7 +32,7 @@ from tiers.index import Index
 from tiers.record import Floats, Int64s, Row
 from tiers.segment import NEVER
 from tiers.slab import COPIES, FREE, Scans, Slab
-from tiers.tier import Location, Query, Receipt, Result, TierName, Usage
+from tiers.tier import Location, Places, Query, Receipt, Result, TierName, Usage, Vectors
 from tiers.worker import SerialExecutor
 
 COLUMNAR_ROWS = 8  # from here on turning whole columns into values costs less than row by row
@@ -41,13 +43,15 @@ KEPT_FREE = 8  # copies take a slab only while more than one in so many stays fr
 class HotSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """`capacity_rows` is rounded down to whole slabs, and so is the fraction of it that copies may take.
 
-    `device` is auto, cpu or cuda.
+    `device` is auto, cpu or cuda. On a CPU full slabs get codes once a search would read more than `exact_rows`
+    vectors of hot (0: never).
     """
 
     device: str = "auto"
     capacity_rows: int = 262_144
     slab_rows: int = 8_192
     copy_fraction: float = 0.25
+    exact_rows: int = 32_768
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +61,15 @@ class Snapshot:
     number: int
     slabs: list[tuple[int, Slab]]
     alive: npt.NDArray[np.bool_]
+
+
+class Sealed(NamedTuple):
+    """Rows of a full slab that a search reads as vectors; no slab is used again before `snapshot` is released."""
+
+    snapshot: Snapshot
+    ids: list[str]
+    versions: Int64s
+    slots: Int64s
 
 
 class HotMemory:
@@ -84,6 +97,7 @@ class HotMemory:
         self._scale = self.device.vector(count * self._rows)
         self._alive = np.zeros(count * self._rows, bool)
         self._deleted = np.zeros(count * self._rows, bool)  # tombstones: alive, and nothing that a scan may find
+        self._coded = np.zeros(count * self._rows, bool)  # found by their codes in the index
         self._version = np.zeros(count * self._rows, np.int64)
         self._expires = np.full(count * self._rows, NEVER)
         self._slabs = [Slab() for _ in range(count)]
@@ -164,6 +178,7 @@ class HotMemory:
         await self._upload(jobs, vectors)
         self._version[slots] = record.versions_of(batch)
         self._deleted[slots] = record.deleted_of(batch)
+        self._coded[slots] = False
         expires_at = record.times_of(batch, "expires_at")
         self._expires[slots] = np.where(expires_at > 0, expires_at, NEVER)
         return slots
@@ -214,30 +229,70 @@ class HotMemory:
 
     # -- scanning ----------------------------------------------------------------------------------------------------
 
-    def snapshot(self, now_ms: int = 0) -> Snapshot:
-        """Copy what a scan needs, in one loop step; rows that have expired by `now_ms` are not in it."""
+    def snapshot(self, now_ms: int = 0, *, exact: bool = False) -> Snapshot:
+        """Copy what a scan needs, in one loop step; rows that have expired by `now_ms` are not in it.
+
+        Nor are those that have codes, unless it is to be `exact`.
+        """
         slabs = [(number, slab.frozen()) for number, slab in enumerate(self._slabs) if slab.live]
         alive = self._alive & ~self._deleted & (self._expires > now_ms)
+        if not exact:
+            alive &= ~self._coded
         return Snapshot(self._scans.begin(), slabs, alive)
 
-    async def scan(
-        self, snapshot: Snapshot, query: Floats, k: int, only: Int64s | None = None
-    ) -> list[tuple[float, str]]:
-        """Return up to k (score without the query's factor, id), best first; `only` these slots if given."""
+    def sealed(self) -> Sealed | None:
+        """Return the full slab with most rows that have no code; None when a search need not be spared so much."""
+        plain = self._alive & ~self._deleted & ~self._coded
+        if self.device.name != "numpy" or not self.settings.exact_rows or plain.sum() <= self.settings.exact_rows:
+            return None
+        by_slab = plain.reshape(len(self._slabs), self._rows).sum(axis=1)
+        full = [slab.partition >= 0 and slab.fill == self._rows for slab in self._slabs]
+        number = int(np.argmax(np.where(full, by_slab, 0)))
+        if not full[number] or not by_slab[number]:
+            return None
+        rows = np.flatnonzero(plain[number * self._rows : (number + 1) * self._rows])
+        slab, slots = self._slabs[number].frozen(), rows + number * self._rows
+        snapshot = Snapshot(self._scans.begin(), [(number, slab)], plain)
+        ids = slab.ids()
+        return Sealed(snapshot, [ids[row] for row in rows.tolist()], self._version[slots], slots)
+
+    def vectors_at(self, slots: Int64s) -> Floats:
+        """Return copies of the vectors in these slots, on the host. Any thread, while a snapshot holds their slab."""
+        found: Floats = self._vectors[slots]
+        return found
+
+    def coded(self, slots: Int64s) -> None:
+        """Leave these rows out of scans: the index has their codes from this loop step on."""
+        self._coded[slots] = True
+
+    async def scan(self, snapshot: Snapshot, queries: Floats, k: int, only: Int64s | None = None) -> list[Best]:
+        """Return the k best for each of float32[queries, dim], best first; `only` these slots if given."""
         ranges = [(n * self._rows, n * self._rows + slab.fill) for n, slab in snapshot.slabs]
         alive = snapshot.alive
         if only is not None:
             alive = np.zeros(len(alive), bool)
             alive[only] = snapshot.alive[only]
         try:
-            rows, values = await self._thread.run(self.device.best, self._vectors, self._scale, ranges, alive, query, k)
+            if not alive.any():  # most have codes, or the filter wants none: no need to wait for the thread
+                return [Best([], NO_VERSIONS, NO_ROWS, NO_VALUES)] * len(queries)
+            found = await self._thread.run(self._best, ranges, alive, queries, k)
             slabs = dict(snapshot.slabs)
             return [
-                (value, slabs[row // self._rows].id_at(row % self._rows))
-                for row, value in zip(rows.tolist(), values.tolist(), strict=True)
+                Best(
+                    [slabs[row // self._rows].id_at(row % self._rows) for row in rows.tolist()],
+                    self._version[rows],
+                    np.arange(len(rows)),
+                    values,
+                )
+                for rows, values in found
             ]
         finally:
             self.release(snapshot)
+
+    def _best(
+        self, ranges: list[tuple[int, int]], alive: npt.NDArray[np.bool_], queries: Floats, k: int
+    ) -> list[tuple[npt.NDArray[np.intp], Floats]]:
+        return [self.device.best(self._vectors, self._scale, ranges, alive, query, k) for query in queries]
 
     def release(self, snapshot: Snapshot) -> None:
         """Say that no scan of this snapshot begins any more; again does nothing."""
@@ -284,6 +339,21 @@ class HotMemory:
     async def get(self, locations: Sequence[Location]) -> list[Row | None]:
         """See Tier."""
         return self._fetch(locations)
+
+    async def vectors(self, places: Places, *, bounded: bool = True) -> Vectors:  # noqa: ARG002 - all are in memory
+        """See Tier; copied, since a slab may be used again before they are scored."""
+        if self.device.name != "numpy":
+            return Vectors([None if row is None else row.vector for row in self._fetch(places.locations())])
+        slots = places.slots
+        held = self._alive[slots] & ~self._deleted[slots] & (self._version[slots] == places.versions)
+        at = np.flatnonzero(held)
+        taken = self.vectors_at(slots[at])
+        found: list[Floats | None] = [None] * len(slots)
+        for position, vector in zip(at.tolist(), taken, strict=True):
+            owner = self._slabs[slots[position] // self._rows].partition
+            if owner == places.partitions[position] or self.copies.holds(places.location(position)):
+                found[position] = vector
+        return Vectors(found)
 
     def _fetch(self, locations: Sequence[Location]) -> list[Row | None]:
         """Return the rows that are held: copies as they are, others column by column from each batch they came in."""

@@ -17,6 +17,7 @@ import pyarrow as pa
 from tiers import packing, record, score
 from tiers.codes import Codebook
 from tiers.facts import facts_of
+from tiers.placed import Placed
 from tiers.policy import REASONS
 from tiers.queue import Queue
 from tiers.record import Floats, Int64s
@@ -79,6 +80,20 @@ class Index:
             for position, entry in zip(at.tolist(), segment.entries(rows), strict=True):
                 found[position] = entry
         return found
+
+    def placed(self, ids: Sequence[str]) -> Placed:
+        """Return what is known of these ids, column by column."""
+        return Placed.of(ids, self._numbers(ids), self._segments, SEGMENT_ROWS)
+
+    def homes(
+        self, ids: Sequence[str], versions: Int64s, tier: TierName, slots: Int64s
+    ) -> Iterator[tuple[Segment, npt.NDArray[np.intp], Int64s]]:
+        """Yield (segment, rows there, their slots) of the ids that are at home in exactly these slots of a tier."""
+        numbers = self._numbers(ids)
+        for segment, at, rows in self._by_segment(numbers, numbers >= 0):
+            same = (segment.version[rows] == versions[at]) & (segment.home[rows] == tier)
+            same &= segment.slot[rows] == slots[at]
+            yield segment, rows[same], slots[at][same]
 
     def row_of(self, identifier: str) -> tuple[Segment, int] | None:
         """Return the segment of an id's entry and its row there, for readers of its columns in this loop step."""

@@ -18,7 +18,6 @@ import pyarrow.compute as pc
 from tiers.criteria import Criteria
 from tiers.deadline import Deadline
 from tiers.errors import InvalidRecord, TierUnavailable
-from tiers.search import on_thread
 from tiers.segment import View
 from tiers.tier import Hit, Query, Result
 
@@ -76,7 +75,8 @@ async def everything(reading: Reading) -> AsyncIterator[list[Hit]]:
 
 async def _ids(reading: Reading, views: list[View], after: str, count: int) -> tuple[list[str], bool]:
     """Return the first `count` ids beyond `after`, in order, and whether every segment was read."""
-    found = await on_thread(reading, _first, views, reading.criteria, after, count, reading.deadline)
+    deadline = reading.deadline
+    found = await reading.scanner.on_thread(deadline, _first, views, reading.criteria, after, count, deadline)
     return sorted(identifier for ids in found for identifier in ids)[:count], len(found) == len(views)
 
 

@@ -184,6 +184,14 @@ class Reader:
                     found[at] = matching(batch, position, wanted[at][1])
         return found
 
+    def group(self, file: DataFile, row: int) -> int:
+        """Return the number of the row group that holds a row; FileNotFoundError, TierCorrupt as in `fetch`."""
+        known = self._footers.get(file.path)
+        if known is None:
+            with self._opened(file) as (_, starts):
+                return int(np.searchsorted(starts, row, "right")) - 1
+        return int(np.searchsorted(known[1], row, "right")) - 1
+
     @contextmanager
     def _opened(self, file: DataFile) -> Iterator[tuple[pq.ParquetFile, Int64s]]:
         """Open a file whose footer is right, with the first row of each group, and their end.

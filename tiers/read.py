@@ -8,21 +8,25 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Mapping, Sequence
+from typing import TypeVar
 
 from tiers import listing, search
 from tiers.criteria import Criteria
 from tiers.deadline import Deadline
 from tiers.errors import TierUnavailable
 from tiers.index import Index
+from tiers.placed import Located, Placed
 from tiers.record import Row
+from tiers.scan import Scanner
 from tiers.segment import NO_COPY, View
-from tiers.tier import Hit, Location, Query, Result, Tier, TierName
+from tiers.tier import Hit, Location, Places, Query, Result, Tier, TierName, Vectors
 from tiers.trace import Trace
-from tiers.worker import SerialExecutor
 
 TIERS = tuple(TierName)  # by number: an enum's own look-up costs a microsecond
 LOOKS_MAX = 16  # a row that moves more often than this during one read is an error, not bad luck
+
+T = TypeVar("T")
 
 
 class Reading:
@@ -36,13 +40,16 @@ class Reading:
         index: Index,
         tiers: Mapping[TierName, Tier],
         query: Query,
-        pool: SerialExecutor | None = None,
+        scanner: Scanner | None = None,
         now_ms: int = 0,
     ) -> None:
-        self.index, self.query, self.pool, self.now_ms = index, query, pool, now_ms
+        self.index, self.query, self.now_ms = index, query, now_ms
+        self.scanner = scanner if scanner is not None else Scanner()
         self.tiers = {name: tier for name, tier in tiers.items() if name in query.tiers}
         self.criteria = Criteria.of(query, index.attributes)
         self.deadline = Deadline(query.deadline_ms)
+        #: Equal for questions that one scan can answer.
+        self.kind = (query.tiers, query.namespaces, query.filter, query.time_from_ms, query.time_to_ms, query.exact)
         self.missed: set[TierName] = set()
         self.took_ms = dict.fromkeys(self.tiers, 0.0)
         self.trace = Trace()
@@ -62,7 +69,7 @@ class Reading:
             by_tier = self._places(wanted)
             if not by_tier:
                 return self._meeting(found)
-            answers = await asyncio.gather(*(self._get(name, places) for name, places in by_tier.items()))
+            answers = await together([self._get(name, places) for name, places in by_tier.items()])
             wanted = []
             for (name, places), rows in zip(by_tier.items(), answers, strict=True):
                 for where, row in zip(places, rows or (), strict=rows is not None):
@@ -72,6 +79,43 @@ class Reading:
                         found[where.id] = (row, name)
             self.trace.count("rechecked", len(wanted))
         raise TierUnavailable(f"{wanted[0]!r} moved {LOOKS_MAX} times during one read; ask again")
+
+    async def vectors(self, ids: Sequence[str]) -> list[Located]:
+        """Return the vectors of these records, in no order; those that these tiers do not have are left out.
+
+        So are those whose reading would cost too much, unless the search is exact.
+        """
+        located: list[Located] = []
+        wanted = ids
+        for _ in range(LOOKS_MAX):
+            placed = self.index.placed(wanted)
+            parts = list(placed.by_tier(frozenset(self.tiers), self.now_ms))
+            answers = await together([self._vectors(name, places) for name, _, places in parts])
+            wanted = []
+            for (name, at, places), answer in zip(parts, answers, strict=True):
+                if answer is not None:
+                    wanted += self._locate(located, placed, name, at.tolist(), places, answer)
+            if not wanted:
+                return located
+            self.trace.count("rechecked", len(wanted))
+        raise TierUnavailable(f"{wanted[0]!r} moved {LOOKS_MAX} times during one read; ask again")
+
+    def _locate(
+        self, located: list[Located], placed: Placed, name: TierName, at: list[int], places: Places, answer: Vectors
+    ) -> list[str]:
+        """Add what a tier answered; returns the ids that are not (any more) where the index said."""
+        again = []
+        times = placed.event_time[at].tolist(), placed.expires_at[at].tolist()
+        for identifier, version, event_time, expires_at, vector in zip(
+            places.ids, places.versions.tolist(), *times, answer.found, strict=True
+        ):
+            if vector is None:
+                again.append(identifier)
+            elif len(vector):
+                located.append(Located(identifier, version, event_time, expires_at, name, vector))
+            else:
+                self.trace.count("skipped", 1)
+        return again
 
     def _places(self, ids: Sequence[str]) -> dict[TierName, list[Location]]:
         """Return where the index says that these ids are, by tier; deleted, expired and unknown ones left out."""
@@ -89,10 +133,23 @@ class Reading:
 
     async def _get(self, name: TierName, locations: list[Location]) -> list[Row | None] | None:
         """Return what the tier says, None when it does not in time."""
+        rows = await self._answer(name, self.tiers[name].get(locations))
+        return None if rows is None else self._noted(name, rows)
+
+    async def _vectors(self, name: TierName, places: Places) -> Vectors | None:
+        """Return what the tier says, None when it does not in time."""
+        answer = await self._answer(name, self.tiers[name].vectors(places, bounded=not self.query.exact))
+        if answer is not None and self.query.explain:
+            found = [vector for vector in answer.found if vector is not None and len(vector)]
+            self.trace.fetched(name.word, len(found), sum(vector.nbytes for vector in found))
+            self.trace.count("row_groups", answer.row_groups)
+        return answer
+
+    async def _answer(self, name: TierName, asked: Awaitable[T]) -> T | None:
         began = time.perf_counter()
         try:
             async with asyncio.timeout(self.deadline.left_s):
-                return self._noted(name, await self.tiers[name].get(locations))
+                return await asked
         except (TierUnavailable, TimeoutError):
             self.missed.add(name)
             return None
@@ -115,12 +172,17 @@ class Reading:
         return {row.id: found[row.id] for row in passing}
 
 
+async def together(asked: Sequence[Awaitable[T]]) -> list[T]:
+    """Wait for all of these; one alone costs no task."""
+    return [await asked[0]] if len(asked) == 1 else await asyncio.gather(*asked)
+
+
 async def retrieve(
-    index: Index, tiers: Mapping[TierName, Tier], query: Query, pool: SerialExecutor | None = None, now_ms: int = 0
+    index: Index, tiers: Mapping[TierName, Tier], query: Query, scanner: Scanner | None = None, now_ms: int = 0
 ) -> Result:
     """Answer a query over these tiers: by ids in the order asked, the k nearest, or a page of those that meet it."""
     began = time.perf_counter()
-    reading = Reading(index, tiers, query, pool, now_ms)
+    reading = Reading(index, tiers, query, scanner, now_ms)
     if query.vector is not None:
         result = await search.nearest(reading, query.vector)
     elif query.ids is not None:

@@ -8,19 +8,35 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterable
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from tiers import record
 from tiers.parquet import matching
-from tiers.record import Int64s, Row
+from tiers.record import Floats, Int64s, Row
 from tiers.tier import Location
 
 BLOCK_BITS = 10  # rows in a block, as a power of two
 ROW_OVERHEAD_BYTES = 400  # of a Row with its dictionary, and its place here
 
 Block = tuple[int, int]  # partition, slot >> BLOCK_BITS
+
+
+class Held(NamedTuple):
+    """A block of rows, and what a search reads of it as arrays over the same memory (`vectors`: of no tombstones)."""
+
+    rows: pa.RecordBatch
+    versions: Int64s
+    vectors: Floats | None
+
+    @classmethod
+    def of(cls, rows: pa.RecordBatch) -> Held:
+        """Return a batch with its arrays."""
+        vectors = None if rows["vector"].null_count else record.vectors_of(rows)
+        return cls(rows, rows["version"].to_numpy(), vectors)
 
 
 def blocks(
@@ -48,7 +64,7 @@ class Recent:
 
     def __init__(self, bytes_limit: int) -> None:
         self.bytes_limit, self.bytes = bytes_limit, 0
-        self._held: OrderedDict[Block | tuple[str, int], tuple[pa.RecordBatch | Row, int]] = OrderedDict()
+        self._held: OrderedDict[Block | tuple[str, int], tuple[Held | Row, int]] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self._held)
@@ -60,9 +76,23 @@ class Recent:
             return held
         block = self._look((where.partition, where.slot >> BLOCK_BITS))
         at = where.slot & ((1 << BLOCK_BITS) - 1)
-        if not isinstance(block, pa.RecordBatch) or at >= block.num_rows:
+        if not isinstance(block, Held) or at >= block.rows.num_rows:
             return None
-        return matching(block, at, where)
+        return matching(block.rows, at, where)
+
+    def vector(self, where: Location) -> Floats | None:
+        """Return the row's vector if it is here; it shares the block's memory."""
+        held = self._look((where.id, where.version))
+        if isinstance(held, Row):
+            return held.vector
+        block = self._look((where.partition, where.slot >> BLOCK_BITS))
+        at = where.slot & ((1 << BLOCK_BITS) - 1)
+        if not isinstance(block, Held) or at >= len(block.versions) or block.versions[at] != where.version:
+            return None
+        if block.vectors is None:
+            row = matching(block.rows, at, where)
+            return None if row is None else row.vector
+        return block.vectors[at] if block.rows["id"][at].as_py() == where.id else None
 
     def keep_rows(self, rows: Iterable[Row]) -> None:
         """Keep rows just read."""
@@ -73,21 +103,21 @@ class Recent:
     def keep_blocks(self, stored: Iterable[tuple[Block, pa.RecordBatch]]) -> None:
         """Keep blocks just stored."""
         for key, block in stored:
-            self._keep(key, block, block.get_total_buffer_size())
+            self._keep(key, Held.of(block), block.get_total_buffer_size())
 
     def clear(self) -> None:
         """Forget everything."""
         self._held.clear()
         self.bytes = 0
 
-    def _look(self, key: Block | tuple[str, int]) -> pa.RecordBatch | Row | None:
+    def _look(self, key: Block | tuple[str, int]) -> Held | Row | None:
         held = self._held.get(key)
         if held is None:
             return None
         self._held.move_to_end(key)
         return held[0]
 
-    def _keep(self, key: Block | tuple[str, int], value: pa.RecordBatch | Row, size: int) -> None:
+    def _keep(self, key: Block | tuple[str, int], value: Held | Row, size: int) -> None:
         _, before = self._held.pop(key, (None, 0))
         self._held[key] = (value, size)
         self.bytes += size - before

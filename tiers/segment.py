@@ -67,16 +67,19 @@ class View(NamedTuple):
 
     `place` is where a record is read: in hot if it has a copy there and hot was asked, else at its home. `mask` are the
     live records in the tiers and namespaces asked for, `live` their number by place. `below` are those of them that a
-    scan of codes sees: outside hot (which scans its own), and coded; `blind` those that none sees. `hot` are the rows
+    scan of codes sees outside hot, and `sealed` those at home in hot that have a code, which hot leaves out of its own
+    scan unless that is to be exact; `blind` are those that no scan sees. `hot` are the rows
     of them in hot, and `hot_slots` where; both only when facts were asked for. Shared between readers: nobody writes to
     it.
     """
 
     ids: list[str]
+    version: Int64s
     mask: Bools
     place: npt.NDArray[np.int8]
     live: Int64s
     below: Bools
+    sealed: Bools | None
     blind: Bools | None
     packed: Packed | None
     rest: tuple[Chunk, ...]
@@ -246,13 +249,16 @@ class Segment:
             return None
         below, outside = mask & self.coded[:n], place != TierName.HOT
         blind = mask & outside & ~below
+        sealed = below & ~outside & ~copied
         hot = np.flatnonzero(mask & ~outside) if facts else np.zeros(0, np.intp)
         return View(
             ids=self.ids,
+            version=self.version[:n],
             mask=mask,
             place=place,
             live=by_tier(place, mask),
             below=below & outside,
+            sealed=sealed if sealed.any() else None,
             blind=blind if blind.any() else None,
             packed=self.packed,
             rest=self.rest.chunks(),

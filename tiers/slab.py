@@ -29,6 +29,10 @@ class Slab:
         at = bisect_right(self.starts, row) - 1
         return self.batches[at], row - self.starts[at]
 
+    def ids(self) -> list[str]:
+        """Return the ids of all dirty rows."""
+        return [identifier for batch in self.batches for identifier in batch["id"].to_pylist()]
+
     def id_at(self, row: int) -> str:
         """Return the id of a row, dirty or a copy."""
         if self.partition == COPIES:

@@ -58,6 +58,7 @@ class Storage(Protocol):
     options: dict[str, str] | None
     proof: str
     readers: int
+    remote: bool
     traffic: Traffic
 
     def prepare(self) -> None:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from tiers.record import Floats, Int64s, Row
@@ -41,6 +42,38 @@ class Location:
     slot: int = NO_SLOT
 
 
+class Places(NamedTuple):
+    """Where many physical rows lie, column by column: a search fetches a hundred vectors, and no row of them."""
+
+    ids: list[str]
+    versions: Int64s
+    partitions: npt.NDArray[np.int32]
+    slots: Int64s
+
+    def location(self, at: int) -> Location:
+        """Return one of them."""
+        return Location(self.ids[at], int(self.versions[at]), int(self.partitions[at]), int(self.slots[at]))
+
+    def locations(self) -> list[Location]:
+        """Return the same, row by row."""
+        columns = (self.versions.tolist(), self.partitions.tolist(), self.slots.tolist())
+        return [Location(*at) for at in zip(self.ids, *columns, strict=True)]
+
+
+#: In place of a vector that was left out: reading it would have passed a bound.
+SKIPPED: Floats = np.empty(0, np.float32)
+
+
+class Vectors(NamedTuple):
+    """float32[dim] for each place, None where another version or nothing lies there now, or SKIPPED.
+
+    They may share memory with what they were read from. `row_groups` is how many were read from files for it.
+    """
+
+    found: list[Floats | None]
+    row_groups: int = 0
+
+
 @dataclass(frozen=True, slots=True)
 class Receipt:
     """Proof that each (id, version) is durable in `tier`; the only thing that lets a source be evicted.
@@ -58,6 +91,10 @@ class Receipt:
     proof: str
 
 
+#: What an answer may carry of a record beside its id, version and times.
+FIELDS = frozenset({"payload", "attributes", "vector"})
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Query:
     """What to retrieve: by `ids`, the `k` nearest to `vector`, or else every record that meets the criteria, by id.
@@ -65,7 +102,8 @@ class Query:
     The criteria are `filter` (SQL over id, event_time and attributes), the range of event time [from, to) in ms since
     1970, and `namespaces`; they and `tiers` hold for all three kinds. An `exact` search scores every vector instead of
     relying on codes. A listing comes in pages of `limit`; `cursor` goes on after the last one. `deadline_ms` bounds the
-    answer: what was not reached by then is named in it.
+    answer: what was not reached by then is named in it. `include` says what the rows of the answer must have beside
+    id, version and times; what is not wanted need not be fetched.
     """
 
     ids: Sequence[str] | None = None
@@ -81,6 +119,7 @@ class Query:
     namespaces: frozenset[str] | None = None
     deadline_ms: float | None = None
     at_least: str | None = None
+    include: frozenset[str] = FIELDS
     explain: bool = False
 
 
@@ -149,6 +188,12 @@ class Tier(Protocol):
     async def get(self, locations: Sequence[Location]) -> list[Row | None]:
         """Return the rows at these locations; None where another version, or nothing, lies there now."""
 
+    async def vectors(self, places: Places, *, bounded: bool = True) -> Vectors:
+        """Return the vectors of the rows at these places, most wanted first; `bounded`: skip what would cost too much.
+
+        Tombstones have none.
+        """
+
     async def evict(self, keys: Sequence[Location], receipt: Receipt | None) -> int:
         """Drop exactly these rows, durably; without a receipt the caller vouches that they are superseded.
 
@@ -161,5 +206,4 @@ class Tier(Protocol):
 
 def locations_of(batch: pa.RecordBatch, partition_of: np.ndarray[Any, Any], slots: Int64s) -> list[Location]:
     """Return a location for each row of the batch."""
-    ids, versions = batch["id"].to_pylist(), batch["version"].to_pylist()
-    return [Location(*at) for at in zip(ids, versions, partition_of.tolist(), slots.tolist(), strict=True)]
+    return Places(batch["id"].to_pylist(), batch["version"].to_numpy(), partition_of, slots).locations()

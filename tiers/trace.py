@@ -44,6 +44,21 @@ class Trace:
         }
 
 
-#: Looks at the index, segments scanned, rows scanned by vector and by code, candidates that the scans named, candidates
-#: scored exactly, rows that had moved or changed when they were fetched and were looked up again, bytes read.
-COUNTS = ("looks", "segments", "by_vector", "by_code", "candidates", "reranked", "rechecked", "bytes_read")
+#: Looks at the index, other questions that shared a scan, segments scanned, rows scanned by vector and by code,
+#: candidates that the scans named, candidates scored exactly, candidates left out because reading them would have
+#: passed a bound, row groups read from files, rows that had moved or changed when they were fetched and were looked up
+#: again, rows fetched whole for the answer, bytes read.
+COUNTS = (
+    "looks",
+    "shared",
+    "segments",
+    "by_vector",
+    "by_code",
+    "candidates",
+    "reranked",
+    "skipped",
+    "row_groups",
+    "rechecked",
+    "rows",
+    "bytes_read",
+)

@@ -24,8 +24,8 @@ from tiers import codec, record, valkey
 from tiers.alone import find, open_alone, settle
 from tiers.errors import Fenced, OutcomeUnknown, SettingsError, TierCorrupt, TierFull, TierUnavailable
 from tiers.index import Index
-from tiers.record import Int64s, Row
-from tiers.tier import NO_SLOT, Location, Query, Receipt, Result, TierName, Usage
+from tiers.record import Floats, Int64s, Row
+from tiers.tier import NO_SLOT, Location, Places, Query, Receipt, Result, TierName, Usage, Vectors
 from tiers.warm_keys import Keys
 from tiers.warm_scripts import EVICT, RAISE, SCRIPTS, STORE, STORE_ON
 from tiers.warm_settings import WarmSettings
@@ -185,6 +185,19 @@ class WarmMemory:
             found += [row if row is not None and row.version == where.version else None for where, row in asked]
         return found
 
+    async def vectors(self, places: Places, *, bounded: bool = True) -> Vectors:  # noqa: ARG002 - one round trip
+        """See Tier: one MGET for so many; TierCorrupt for bytes that are not what was stored."""
+        found: list[Floats | None] = []
+        asked = list(zip(places.partitions.tolist(), places.ids, places.versions.tolist(), strict=True))
+        for start in range(0, len(asked), PAGE_ROWS):
+            page = asked[start : start + PAGE_ROWS]
+            values = await self._values([self._keys.row(partition, identifier) for partition, identifier, _ in page])
+            found += [
+                None if value is None else codec.decode_vector(value, identifier, version)
+                for value, (_, identifier, version) in zip(values, page, strict=True)
+            ]
+        return Vectors(found)
+
     async def retrieve(self, query: Query) -> Result:
         """Answer from this tier alone, through the index."""
         return await find(self, self.index, query)
@@ -217,11 +230,14 @@ class WarmMemory:
 
     async def _fetch(self, keys: list[bytes]) -> list[Row | None]:
         """Return the rows under these keys, None where there is none."""
+        values = await self._values(keys)
+        return [None if value is None else self._unpack(key, value) for key, value in zip(keys, values, strict=True)]
+
+    async def _values(self, keys: list[bytes]) -> list[bytes | None]:
         if not keys:
             return []
         with valkey.reading(self.client):
-            values = cast("list[bytes | None]", await self.client.mget(keys))
-        return [None if value is None else self._unpack(key, value) for key, value in zip(keys, values, strict=True)]
+            return cast("list[bytes | None]", await self.client.mget(keys))
 
     def _unpack(self, key: bytes, value: bytes) -> Row:
         row = codec.decode(value)

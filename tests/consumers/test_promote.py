@@ -396,6 +396,10 @@ def test_a_copy_evicted_while_it_is_read_is_read_at_home():
             world.hot.copies.evict(["a"], "cooled")
             return await world.hot.get(locations)
 
+        async def vectors(self, places, *, bounded):
+            world.hot.copies.evict(["a"], "cooled")
+            return await world.hot.vectors(places, bounded=bounded)
+
         def __getattr__(self, name):
             return getattr(world.hot, name)
 

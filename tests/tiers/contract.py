@@ -34,7 +34,7 @@ from hypothesis import strategies as st
 from tests.tiers.rows import DIM, NOW_MS, SHAPE, batch, row, same
 from tiers import record, score
 from tiers.record import Row
-from tiers.tier import Location, Query, Receipt, Tier
+from tiers.tier import Location, Places, Query, Receipt, Tier, TierName
 
 PARTITIONS = 4
 BIG = 1 << 62  # neighbours of this version are equal as doubles
@@ -270,6 +270,22 @@ class TierContract:
         assert await tier.get(wrong) == [None, None, None]
         assert [one.id for one in await tier.get([at_b, at_a])] == ["b", "a"]
         assert await tier.get([]) == []
+
+    async def test_vectors_are_those_of_the_rows(self, tier):
+        """Each where its exact row lies; none for another version, another id, or a tombstone."""
+        receipt = await tier.store(batch(row("a", 5), row("b", 6), row("c", 7, deleted=True)))
+        partitions = record.partitions(pa.array(receipt.ids), PARTITIONS)
+        places = Places(list(receipt.ids), receipt.versions, partitions, receipt.slots)
+        wrong = places._replace(versions=receipt.versions + 1)
+        other = places._replace(ids=["b", "a", "c"])
+        found = (await tier.vectors(places)).found
+
+        assert np.array_equal(row("a", 5).vector, found[0])
+        assert np.array_equal(row("b", 6).vector, found[1])
+        assert found[2] is None
+        assert [None] * 3 == (await tier.vectors(wrong)).found
+        if tier.name != TierName.HOT:  # where slots are given by partition, that and the version name the row
+            assert [None] * 3 == (await tier.vectors(other)).found
 
     async def test_get_of_another_id_at_this_place_is_nothing(self, tier):
         """A row is not handed out under another id, whatever its version and slot."""

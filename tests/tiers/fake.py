@@ -18,7 +18,7 @@ from tiers import record
 from tiers.alone import find, open_alone, settle
 from tiers.index import Index
 from tiers.record import Int64s, Row
-from tiers.tier import NO_SLOT, Location, Query, Receipt, Result, TierName, Usage
+from tiers.tier import NO_SLOT, Location, Places, Query, Receipt, Result, TierName, Usage, Vectors
 
 PAGE_ROWS = 3
 
@@ -152,6 +152,11 @@ class FakeTier:
         found = [readable[self._key(where)] if self._matches(where, readable) else None for where in locations]
         await self._at("get", "answered")
         return found
+
+    async def vectors(self, places: Places, *, bounded: bool = True) -> Vectors:
+        """See Tier."""
+        rows = await self.get(places.locations())
+        return Vectors([None if row is None else row.vector for row in rows])
 
     async def evict(self, keys: Sequence[Location], receipt: Receipt | None) -> int:
         """See Tier."""

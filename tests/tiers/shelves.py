@@ -13,7 +13,7 @@ from tiers import read, record
 from tiers.hot import HotMemory, HotSettings
 from tiers.index import Index
 from tiers.record import Row
-from tiers.tier import Location, Query, Result, TierName
+from tiers.tier import Location, Places, Query, Result, TierName, Vectors
 
 
 async def never() -> None:
@@ -35,6 +35,10 @@ class Shelf:
         if waits is not None:
             await waits
         return [self.rows.get((where.id, where.version)) for where in locations]
+
+    async def vectors(self, places: Places, *, bounded: bool = True) -> Vectors:
+        rows = await self.get(places.locations())
+        return Vectors([None if row is None else row.vector for row in rows])
 
 
 class World:

@@ -41,7 +41,7 @@ def test_codes_find_the_nearest_of_the_rows_that_are_asked_for(codebook: Codeboo
         mask = RNG.random(COUNT) < (1.0, 0.5, 0.05)[at % 3]
         exact = np.where(mask, SCALED @ SCALED[at], -np.inf)
         best = np.argsort(-exact)[: min(10, int(mask.sum()))]
-        rows, _ = packed.best(mask, SCALED[at], 100)
+        ((rows, _),) = packed.best(mask, SCALED[at : at + 1], 100)
         assert mask[rows].all()
         hits += len(set(best.tolist()) & set(rows.tolist()))
 
@@ -55,8 +55,8 @@ def test_adding_rows_leaves_what_a_scan_holds_as_it_was(codebook: Codebook) -> N
     everything = np.ones(COUNT, bool)
 
     assert (10, 20) == (before.rows, after.rows)
-    assert set(range(10)) == set(before.best(everything, SCALED[15], 100)[0].tolist())
-    assert 15 in after.best(everything, SCALED[15], 5)[0].tolist()
+    assert set(range(10)) == set(before.best(everything, SCALED[15:16], 100)[0][0].tolist())
+    assert 15 in after.best(everything, SCALED[15:16], 5)[0][0].tolist()
 
 
 def test_what_codes_stand_for_has_the_same_codes(codebook: Codebook) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from tests.tiers.buckets import in_bucket
 from tests.tiers.contract import PARTITIONS, TierContract
-from tests.tiers.rows import SHAPE
+from tests.tiers.rows import SHAPE, batch, row
 from tests.tiers.test_glacier import (  # noqa: F401 - collected here again, with this module's `opened`
     Clock,
     clock,
@@ -39,6 +41,7 @@ from tiers.errors import ServiceMissing, SettingsError
 from tiers.glacier import GlacierMemory
 from tiers.glacier_settings import GlacierSettings
 from tiers.index import Index
+from tiers.tier import Query
 
 SMALL = {"row_group_rows": 8, "file_rows_max": 24, "cache_bytes": 0}
 
@@ -145,3 +148,22 @@ def test_credentials_come_from_the_environment_or_a_file(tmp_path, monkeypatch):
     assert Keys("a", "hush", "hush-too") == Keys.found("")
     assert Keys("b", "hush%") == Keys.found(str(file))
     assert "hush" not in repr(Keys.found(""))
+
+
+async def test_a_search_reads_a_bounded_number_of_row_groups(opened):
+    """Those of the best candidates; explain says how many and what was left out. An exact search reads them all."""
+    tier = await opened(alone=True, search_groups_max=3)
+    rows = [row(f"id-{at:03}", at + 1) for at in range(60)]
+    await tier.store(batch(*rows))
+    nearest = Query(vector=rows[7].vector, k=1, explain=True)
+    bounded = await tier.retrieve(nearest)
+    exact = await tier.retrieve(replace(nearest, exact=True, k=60))
+
+    assert ["id-007"] == [hit.row.id for hit in bounded.hits]
+    assert 3 == bounded.explain["row_groups"]
+    assert bounded.explain["candidates"] == bounded.explain["reranked"] + bounded.explain["skipped"]
+    assert 0 < bounded.explain["skipped"]
+    assert (8, 0, 60) == (exact.explain["row_groups"], exact.explain["skipped"], len(exact.hits))
+
+    everything = await opened(alone=True, search_groups_max=0, epoch=2)
+    assert 0 == (await everything.retrieve(nearest)).explain["skipped"]

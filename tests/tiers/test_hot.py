@@ -38,6 +38,12 @@ async def hot(request):
     await memory.cleanup()
 
 
+async def nearest(hot: HotMemory, snapshot, query, k: int) -> list[tuple[float, str]]:
+    """Return what a scan for one question finds, (value, id), best first."""
+    (best,) = await hot.scan(snapshot, query[None], k)
+    return list(zip(best.values.tolist(), best.ids, strict=True))
+
+
 async def ingest(hot: HotMemory, partition: int, *rows: record.Row) -> list[Location]:
     """Append rows of a partition as ingest does; returns where they lie."""
     given = batch(*rows)
@@ -114,7 +120,7 @@ async def test_reserved_rows_are_not_visible(hot):
     """Between reserve and publish a row is not found, listed, or counted as a result of a scan."""
     slots = await hot.reserve(batch(row("a", 1)), 0)
     rows = [one async for one in hot.retrieve_all()]
-    found = await hot.scan(hot.snapshot(), QUERY, 5)
+    found = await nearest(hot, hot.snapshot(), QUERY, 5)
 
     assert (rows, found) == ([], [])
     assert await hot.get([Location("a", 1, 0, int(slots[0]))]) == [None]
@@ -128,7 +134,7 @@ async def test_a_scan_reads_its_snapshot(hot):
 
     assert hot.room(1) == 0
 
-    found = await hot.scan(snapshot, QUERY, 3 * SLAB)
+    found = await nearest(hot, snapshot, QUERY, 3 * SLAB)
 
     assert {at.id for at in places} == {name for _, name in found}
     assert hot.room(1) == 3 * SLAB
@@ -165,7 +171,7 @@ async def test_device_memory_is_allocated_once():
     hot = HotMemory(SETTINGS, SHAPE, partitions=2, index=Index.of(SHAPE), device=device)
     for turn in range(5):
         places = await ingest(hot, turn % 2, *numbered(turn * 100, 3 * SLAB))
-        await hot.scan(hot.snapshot(), QUERY, 3)
+        await nearest(hot, hot.snapshot(), QUERY, 3)
         hot.evict_now(places)
     await hot.cleanup()
 
@@ -283,7 +289,7 @@ async def used(device) -> list[str]:
     try:
         given = numbered(0, 3)
         await ingest(hot, 0, *given)
-        found = await hot.scan(hot.snapshot(), given[1].vector, 2)
+        found = await nearest(hot, hot.snapshot(), given[1].vector, 2)
     finally:
         await hot.cleanup()
     return [name for _, name in found]
@@ -403,7 +409,7 @@ async def test_copies_are_read_listed_and_scanned(lent):
     """A copy is got by its place, found by a scan, and listed with its slot; usage counts it for nothing."""
     rows = numbered(0, 6)
     assert len(await copied(lent, *rows)) == 6
-    found = await lent.scan(lent.snapshot(), QUERY, 10)
+    found = await nearest(lent, lent.snapshot(), QUERY, 10)
     listed = [name async for one in lent.retrieve_all() for name in one["id"].to_pylist()]
     taken = await lent.get([place(lent, one) for one in rows])
 
@@ -427,7 +433,7 @@ async def test_a_copy_of_another_version_is_not_published(lent):
 
     assert 0 == lent.copies.publish(reserved, 0, "test")
     assert (0, 8) == (len(lent.copies), lent.copies.room())
-    assert [] == await lent.scan(lent.snapshot(), QUERY, 5)
+    assert [] == await nearest(lent, lent.snapshot(), QUERY, 5)
 
 
 async def test_a_slot_is_not_reused_while_a_scan_may_read_it(lent):
@@ -437,7 +443,7 @@ async def test_a_slot_is_not_reused_while_a_scan_may_read_it(lent):
     snapshot = lent.snapshot()
     lent.copies.evict(["id-3"], "test")
     assert (0, 0) == (lent.copies.room(), len(await lent.copies.reserve([row("new", 99)])))
-    found = await lent.scan(snapshot, QUERY, 8)
+    found = await nearest(lent, snapshot, QUERY, 8)
 
     assert {one.id for one in rows} == {name for _, name in found}
     assert 1 == lent.copies.room()
@@ -452,7 +458,7 @@ async def test_a_slab_of_copies_goes_back_when_the_last_is_gone(lent):
     lent.copies.evict([f"id-{at}" for at in range(4)], "test")
     assert (7 * SLAB, 0) == (lent.room(0), lent.copies.slabs)
 
-    found = await lent.scan(snapshot, QUERY, 4)
+    found = await nearest(lent, snapshot, QUERY, 4)
 
     assert len(found) == 4
     assert lent.room(0) == 8 * SLAB
@@ -477,7 +483,7 @@ async def test_a_reservation_under_way_loses_its_slab_to_dirty_rows(lent):
     await ingest(lent, 0, *numbered(100, 8 * SLAB, "dirty"))
 
     assert 0 == lent.copies.publish(reserved, 0, "test")
-    found = await lent.scan(lent.snapshot(), QUERY, 9 * SLAB)
+    found = await nearest(lent, lent.snapshot(), QUERY, 9 * SLAB)
     assert len(found) == 8 * SLAB
     assert {name.split("-")[0] for _, name in found} == {"dirty"}
 
@@ -515,7 +521,7 @@ async def test_what_has_expired_is_not_scanned(lent):
     await copied(lent, soon[1])
 
     for now_ms, expected in ((999, {"dirty", "copy", "for ever"}), (1_000, {"for ever"})):
-        found = await lent.scan(lent.snapshot(now_ms), QUERY, 5)
+        found = await nearest(lent, lent.snapshot(now_ms), QUERY, 5)
         assert expected == {name for _, name in found}
 
 
@@ -526,7 +532,7 @@ async def test_device_memory_is_not_allocated_for_copies():
     hot = HotMemory(settings, SHAPE, partitions=2, index=Index.of(SHAPE), device=device)
     for turn in range(5):
         names = await copied(hot, *numbered(turn * 10, 8))
-        await hot.scan(hot.snapshot(), QUERY, 3)
+        await nearest(hot, hot.snapshot(), QUERY, 3)
         hot.copies.evict(names, "test")
     await hot.cleanup()
 

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tiers import score, search
-from tiers.record import Row
+from tiers import rerank, score
+from tiers.placed import Located
 from tiers.tier import TierName
 
 pytestmark = pytest.mark.unit
@@ -97,17 +97,12 @@ def test_a_score_does_not_depend_on_the_rows_beside_it():
     assert together.tolist() == [float(value) for value in alone]
 
 
-def test_rank_breaks_ties_by_id_wherever_the_records_lie():
+def test_the_nearest_come_first_and_ties_by_id():
     """Equal scores are ordered by id, whatever their tier and the order they were fetched in."""
     vector = np.array([1, 0], np.float32)
-    rows = {name: (Row(name, 1, 0, None, vector, b""), tier) for name, tier in zip("cab", TierName, strict=False)}
-    found = search.rank(rows, vector, 2, "cosine")
+    near = [
+        rerank.Near(score, Located(name, 1, 0, 0, tier, vector))
+        for name, tier, score in zip("cabd", TierName, (0.5, 1.0, 1.0, 2.0), strict=True)
+    ]
 
-    assert [(hit.row.id, hit.score) for hit in found] == [("a", 1.0), ("b", 1.0)]
-
-
-def test_rank_leaves_out_what_has_no_vector():
-    """A tombstone is no hit."""
-    gone = Row("a", 1, 0, None, None, b"", {}, deleted=True)
-
-    assert search.rank({"a": (gone, TierName.HOT)}, np.array([1, 0], np.float32), 1, "cosine") == []
+    assert list("dabc") == [each.found.id for each in rerank.ordered(near)]

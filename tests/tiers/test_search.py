@@ -190,8 +190,9 @@ async def test_a_search_explains_what_it_did() -> None:
     result = await world.retrieve(vector=QUESTION, k=8, explain=True)
     told = result.explain or {}
 
-    assert {"hot": 10, "warm": 9, "cold": 11, "glacier": 10} == told["fetched"]
+    assert {"hot": 12, "warm": 11, "cold": 12, "glacier": 13} == told["fetched"], "40 vectors, 8 rows"
     assert (1, 40, 40, 40, 1) == tuple(told[k] for k in ("looks", "by_vector", "candidates", "reranked", "rechecked"))
+    assert (8, 0, 0, 0) == tuple(told[k] for k in ("rows", "shared", "skipped", "row_groups"))
     assert 40 * 2 * 4 * len(QUESTION) <= told["bytes_read"] < 10_000
     assert {"look", "filter", "scan", "fetch"} == told["steps_ms"].keys()
     assert sum(told["steps_ms"].values()) <= result.took_ms
