@@ -26,15 +26,17 @@ from tiers.glacier_settings import GlacierSettings
 from tiers.hot import HotMemory, HotSettings
 from tiers.index import Index
 from tiers.record import Floats, Int64s, Row
+from tiers.scan import Scanner
 from tiers.tier import Location, Query, Tier, TierName
 from tiers.warm import WarmMemory
 from tiers.warm_settings import WarmSettings
 from tiers.worker import SerialExecutor
 
 DIM, PARTITIONS, GROUPS = 256, 2, 100
-QUESTIONS, RECORDS, COPIES, MOVED = 20, 2_500, 30, 0.5
-CROWD, JITTER = 1_000, 0.001
-TRAIN_ROWS = 1_000  # small, so that so few records have codes
+QUESTIONS, RECORDS, COPIES, MOVED = 12, 2_000, 30, 0.5
+CROWD, JITTER = 800, 0.001
+CHARACTERS = 200  # of a docstring: more take longer to embed than anything else here
+TRAIN_ROWS, EXACT_ROWS = 1_000, 100  # small, so that so few records have codes, below hot and in it
 SHAPE = record.schema(DIM, {"rank": "int"})
 BELOW = (TierName.WARM, TierName.COLD, TierName.GLACIER)
 #: Filter, and the share of the records that pass.
@@ -68,7 +70,9 @@ def corpus() -> Corpus:
     embed = load_embedder("wordllama", DIM)
     assert embed is not None
     texts = collect(RECORDS - CROWD + QUESTIONS)
-    found = np.concatenate([embed([one.text for one in texts[at : at + 500]]) for at in range(0, len(texts), 500)])
+    found = np.concatenate(
+        [embed([one.text[:CHARACTERS] for one in texts[at : at + 500]]) for at in range(0, len(texts), 500)]
+    )
     held_out = np.arange(QUESTIONS) * len(found) // QUESTIONS
     questions, random = found[held_out], np.random.default_rng(0)
     crowded = random.normal(size=DIM).astype(np.float32)  # far from every text
@@ -109,6 +113,7 @@ class Places:
     def __init__(self, tiers: dict[TierName, Tier], found: Corpus, codebook: Path) -> None:
         self.tiers, self.corpus, self._codebook = tiers, found, codebook
         self._slots: dict[TierName, tuple[Int64s, Int64s]] = {}
+        self._scanner = Scanner(2)
 
     async def store(self) -> None:
         """Store every version in each tier below hot, the superseded first."""
@@ -117,6 +122,10 @@ class Places:
             receipts = [await tier.store(batch) for batch in (self.corpus.old, self.corpus.new)]
             self._slots[name] = (receipts[0].slots, receipts[1].slots)
 
+    def close(self) -> None:
+        """End the search threads."""
+        self._scanner.close()
+
     async def placed(self, seed: int) -> Placement:
         """Place every record at random: first anywhere, then some moved down, some with a copy in hot, all coded."""
         placement = Placement(self, np.random.default_rng(seed))
@@ -124,7 +133,7 @@ class Places:
             await placement.put(batch, {name: slots[which] for name, slots in self._slots.items()})
         await placement.promote()
         codes = SerialExecutor("codes")
-        coder = Coder(placement.index, self._codebook, TRAIN_ROWS, codes)
+        coder = Coder(placement.index, self._codebook, TRAIN_ROWS, codes, placement.hot)
         await coder.load()
         await coder.drain()
         codes.close()
@@ -133,7 +142,7 @@ class Places:
     async def ask(self, placement: Placement, query: Query) -> list[tuple[str, float]]:
         """Return (id, score) of what a search over all tiers finds."""
         tiers = {TierName.HOT: placement.hot, **self.tiers}
-        result = await read.retrieve(placement.index, tiers, query, now_ms=NOW_MS)
+        result = await read.retrieve(placement.index, tiers, query, self._scanner, NOW_MS)
         assert result.complete
         return [(hit.row.id, hit.score or 0.0) for hit in result.hits]
 
@@ -143,7 +152,7 @@ class Placement:
 
     def __init__(self, places: Places, random: np.random.Generator) -> None:
         self.index = Index.of(SHAPE)
-        settings = HotSettings(device="cpu", capacity_rows=8_192, slab_rows=256)
+        settings = HotSettings(device="cpu", capacity_rows=8_192, slab_rows=64, exact_rows=EXACT_ROWS)
         self.hot = HotMemory(settings, SHAPE, partitions=PARTITIONS, index=self.index)
         self._places, self._random = places, random
 
@@ -224,5 +233,6 @@ async def opened(folder: Path) -> AsyncIterator[Places]:
         places = Places(
             {TierName.WARM: warm, TierName.COLD: cold, TierName.GLACIER: glacier}, corpus(), folder / "codebook"
         )
+        stack.callback(places.close)
         await places.store()
         yield places

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from consumers import coding
 from tests.tiers import placements
-from tests.tiers.placements import FILTERS
+from tests.tiers.placements import EXACT_ROWS, FILTERS
 from tiers import index as index_module
 from tiers import segment
 from tiers.tier import Query
@@ -34,6 +35,7 @@ async def test_answers_do_not_depend_on_where_records_live(tmp_path: Path, monke
             placement = await places.placed(seed)
             assert min(placement.homes()) > 150, "every tier has its share"
             assert all(part.packed for part in placement.index.segments()[:-1]), "most are found by their codes"
+            assert np.count_nonzero(placement.hot.snapshot().alive) <= EXACT_ROWS + 64, "in hot too"
             for where in FILTERS:
                 queries = [Query(vector=question, k=K, filter=where) for question in questions]
                 found = [
