@@ -38,7 +38,7 @@ class Size:
     glacier_reads: int = 200
     peer_questions: int = 200
     fresh: int = 20
-    bandwidth_mb: int = 512
+    bandwidth_mb: int = 256
     texts: int | None = None
     threads: int = 2
 
@@ -47,7 +47,7 @@ class Size:
         """Return what takes two minutes in all."""
         return cls(
             million=100_000, tier=40_000, peers=20_000, moved=8_000, questions=400, scans=150, filtered=60, flat=60,
-            truth=150, reads=300, glacier_reads=60, peer_questions=60, fresh=8, bandwidth_mb=256, texts=20_000,
+            truth=150, reads=300, glacier_reads=60, peer_questions=60, fresh=8, bandwidth_mb=128, texts=20_000,
         )  # fmt: skip
 
     def of(self, rows: int) -> Size:

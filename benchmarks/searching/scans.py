@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from benchmarks.searching.baselines import Flat, bandwidth, best_of
+from benchmarks.searching.baselines import Flat, Memory, best_of
 from benchmarks.searching.corpus import DIM, GROUPS, Bools, recall, scaled, truth
 from benchmarks.searching.node import BARE, ask_all, coded, fill, tiers_of
 from benchmarks.searching.report import promise, spread
@@ -69,13 +69,12 @@ async def exact_hot(run: Run) -> dict[str, Any]:
         asked = {"k": K, "exact": True, "filter": f'"group" < {PASSING}', "explain": True, **BARE}
         scans: list[float] = []
         whole: list[float] = []
-        read = []
-        for part in np.array_split(run.corpus.questions[: run.size.scans], BLOCKS):
-            read.append(bandwidth(run.size.bandwidth_mb))
-            for question in part:
-                result = await memory.retrieve(Query(vector=question, **asked))
-                scans.append((result.explain or {})["steps_ms"]["scan"])
-                whole.append(result.took_ms)
+        array, read = Memory(run.size.bandwidth_mb), []
+        for question in run.corpus.questions[: run.size.scans]:
+            result = await memory.retrieve(Query(vector=question, **asked))
+            scans.append((result.explain or {})["steps_ms"]["scan"])
+            whole.append(result.took_ms)
+            read.append(array.read())
     gb_s = best_of(read)
     of_scan, of_whole = (rows * 4 * DIM / np.median(ms) / 1e6 / gb_s for ms in (scans[WARM_UP:], whole[WARM_UP:]))
     return {
