@@ -104,6 +104,10 @@ async def measure(
                     result["notes"][name] = note
                 read += [array.read() for _ in range(READS)]
                 result["bandwidth"] = {"gb_s": best_of(read), "threads": 1, "samples": read}
+                if missing := [one for one in SCENARIOS if one not in result["scenarios"]]:
+                    result["notes"]["not run"] = f"Not in this run: {', '.join(missing)}."
+                else:
+                    result["notes"].pop("not run", None)
                 result |= {"took_s": round(time.perf_counter() - began, 1), "table": promises(result)}
                 keep(result)
     return result
@@ -116,7 +120,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     )
     parser.add_argument("--only", action="append", choices=SCENARIOS, metavar="NAME", help=", ".join(SCENARIOS))
     parser.add_argument("--quick", action="store_true", help="fewer rows and questions: two minutes in all")
-    parser.add_argument("--rows", type=int, help="rows over all tiers (default 1,000,000; quick 100,000)")
+    parser.add_argument("--rows", type=int, help="rows over all tiers (default 1,000,000; quick 160,000)")
     parser.add_argument("--threads", type=int, default=2, help="search threads of the node (default 2)")
     parser.add_argument("--texts", type=Path, help="a file of texts, one a line, instead of Debian's and Python's")
     parser.add_argument("--note", help="what a reader of the result must know of the machine")

@@ -46,7 +46,7 @@ class Size:
     def quick(cls) -> Size:
         """Return what takes two minutes in all."""
         return cls(
-            million=100_000, tier=40_000, peers=20_000, moved=8_000, questions=400, scans=150, filtered=60, flat=60,
+            million=160_000, tier=80_000, peers=20_000, moved=8_000, questions=400, scans=150, filtered=60, flat=60,
             truth=150, reads=300, glacier_reads=60, peer_questions=60, fresh=8, bandwidth_mb=128, texts=20_000,
         )  # fmt: skip
 

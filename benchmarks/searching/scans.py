@@ -97,10 +97,12 @@ async def one_tier(run: Run, tier: TierName, faster: float) -> dict[str, Any]:
         await coded(memory)
         flat = Flat(corpus.vectors)
         seen = await compared(memory, questions, partial(flat.ask, k=K), run.size.flat, **BARE)
+        explained = await memory.retrieve(Query(vector=questions[0], k=K, explain=True, **BARE))
         found = recall(seen.found, true)
     return {
         "rows": run.size.tier,
         "load_s": round(load_s, 2),
+        "explain": explained.explain,
         "recall": round(found, 4),
         "ours": spread(seen.ours_ms),
         "faiss_flat": spread(seen.theirs_ms),

@@ -33,7 +33,7 @@ def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return file
 
 
-async def test_every_scenario_runs_and_says_what_the_committed_result_says(texts: Path, stack: Stack) -> None:
+async def test_every_scenario_runs_and_says_what_committed_results_say(texts: Path, stack: Stack) -> None:
     """Every promise has its line, whatever is installed beside; table and page can be made of it."""
     told = io.StringIO()
     result = await measure(TINY, list(SCENARIOS), texts, Console(file=told, width=200), stack)
@@ -43,7 +43,7 @@ async def test_every_scenario_runs_and_says_what_the_committed_result_says(texts
     assert result.keys() == committed.keys()
     assert list(SCENARIOS) == list(result["scenarios"])
     for name, found in committed["scenarios"].items():
-        assert found.keys() == result["scenarios"][name].keys(), name
+        assert found.keys() <= result["scenarios"][name].keys(), name
     assert {line["scenario"] for line in result["table"]} == set(SCENARIOS)
     assert result["scenarios"]["million"]["recall"] > 0.9
     assert sum(result["scenarios"]["million"]["true_neighbours_in"].values()) == 10 * TINY.truth
