@@ -42,16 +42,16 @@ READS = 5  # of the memory, after each scenario
 
 Scenario = Callable[[Run], Awaitable[dict[str, Any]]]
 
-#: In this order: `rebuild` stops and starts the node of `million`, and the two after it go on with that.
+#: In this order: the four after `million` go on with its node, and `rebuild` stops and starts it.
 SCENARIOS: dict[str, Scenario] = {
     "exact-hot": scans.exact_hot,
     "warm-200k": scans.warm,
     "cold-200k": scans.cold,
     "million": scans.million,
     "selectivity": scans.selectivity,
+    "moving": reads.moving,
     "rebuild": reads.rebuild,
     "by-id": reads.by_id,
-    "moving": reads.moving,
     "peers": peers.peers,
 }
 
