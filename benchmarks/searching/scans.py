@@ -167,9 +167,10 @@ async def selectivity(run: Run) -> dict[str, Any]:
         true = truth(units, questions, K, group < passing)
         scan = Scan(units, group, passing)
         seen = await compared(memory, questions, scan.ask, len(questions), filter=where, **BARE)
-        found = recall(seen.found, true)
+        asked = Query(vector=questions[0], k=K, filter=where, explain=True, **BARE)
         out[share] = {
-            "recall": round(found, 4),
+            "recall": round(recall(seen.found, true), 4),
+            "explain": (await memory.retrieve(asked)).explain,
             "ours": spread(seen.ours_ms),
             "filtered_scan": spread(seen.theirs_ms),
             "of_the_scan": round(1 / seen.faster, 3),
