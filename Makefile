@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SETUP := $(VENV)/.setup
 
-.PHONY: setup demo test check bench lock clean system
+.PHONY: setup demo test fuzz check bench lock clean system
 .DEFAULT_GOAL := help
 
 help:
@@ -31,6 +31,10 @@ demo: setup
 ## make test    the checks and the whole test suite, on real servers
 test: setup check
 	$(BIN)/python -m pytest
+
+## make fuzz    schemathesis against a live gateway, FUZZ_S seconds (900 if not given), another seed each time
+fuzz: setup
+	ISOTHERM_FUZZ_S=$${FUZZ_S:-900} $(BIN)/python -m pytest -s tests/pipeline/test_fuzz.py
 
 ## make check   format, lint, types, import rules
 check: setup

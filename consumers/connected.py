@@ -8,7 +8,7 @@ goes on when nobody waits for it any more.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -29,14 +29,24 @@ async def connected(settings: KafkaSettings, **options: Any) -> AsyncIterator[AI
     consumer = AIOKafkaConsumer(
         **settings.client(), enable_auto_commit=False, auto_offset_reset="none", group_id=None, **options
     )
-    starting = asyncio.create_task(consumer.start(), name="consumer-start")
     try:
-        await asyncio.shield(starting)
-        yield consumer
+        async with held(consumer.start, consumer.stop):
+            yield consumer
     except KafkaConnectionError as error:
         raise await unreachable(settings.bootstrap, settings.security) from error
+
+
+@asynccontextmanager
+async def held(
+    start: Callable[[], Coroutine[Any, Any, None]], stop: Callable[[], Awaitable[None]]
+) -> AsyncIterator[None]:
+    """Start a client of aiokafka for a block, in a task of its own, and stop it in one that is never cancelled."""
+    starting = asyncio.create_task(start(), name="client-start")
+    try:
+        await asyncio.shield(starting)
+        yield
     finally:
-        closing = asyncio.create_task(_close(consumer, starting), name="consumer-stop")
+        closing = asyncio.create_task(_close(stop, starting), name="client-stop")
         _closing.add(closing)
         closing.add_done_callback(_closing.discard)
         done, _ = await asyncio.wait({closing}, timeout=CLOSE_S)  # does not cancel it
@@ -44,8 +54,8 @@ async def connected(settings: KafkaSettings, **options: Any) -> AsyncIterator[AI
             each.result()
 
 
-async def _close(consumer: AIOKafkaConsumer, starting: asyncio.Task[None]) -> None:
+async def _close(stop: Callable[[], Awaitable[None]], starting: asyncio.Task[None]) -> None:
     await asyncio.wait({starting})
     if not starting.cancelled():
         starting.exception()  # whoever waited for it has had it
-    await consumer.stop()
+    await stop()

@@ -53,6 +53,7 @@ class Demote:
         self._mover, self._lanes, self._usages = mover, lanes, usages
         self._evict_copies = evict_copies
         self.dropped = 0
+        self.results = {"planned": 0, "stale": 0, "dropped": 0, "rejected": 0}  # rows that age events name
 
     async def apply(self, partition: int, messages: Sequence[Message]) -> None:
         """Plan and queue the moves that these messages ask for."""
@@ -62,6 +63,7 @@ class Demote:
                 batch = events.decode_arrow(message.value, events.AGE)
                 self.plan(partition, batch, usages)
             except InvalidRecord as error:
+                self.results["rejected"] += 1
                 log.warning("advice.rejected", topic="age", partition=partition, reason=str(error))
 
     def plan(self, partition: int, batch: pa.RecordBatch, usages: Mapping[TierName, Usage]) -> None:
@@ -83,6 +85,7 @@ class Demote:
             idle_ms=batch["idle_ms"].to_numpy()[keep],
             heat=batch["heat"].to_numpy()[keep],
         )
+        self.results["stale"] += len(ids) - len(keep)
         reason = batch["reason"][0].as_py()
         if source is TierName.HOT:
             copied = [one for one, version in zip(ids, versions, strict=True) if self._copied(one, version)]
@@ -94,7 +97,9 @@ class Demote:
             for start in range(0, len(keys), rows_max):
                 part = keys[start : start + rows_max]
                 job = partial(self._mover.move, partition, move.source, move.target, move.reason, part)
-                if not self._lanes[partition].offer(job):
+                taken = self._lanes[partition].offer(job)
+                self.results["planned" if taken else "dropped"] += len(part)
+                if not taken:
                     self.dropped += len(part)
 
     def _still(self, tier: TierName, partition: int, identifier: str, version: int) -> bool:

@@ -32,6 +32,7 @@ class Heat:
         self._index, self._half_life_ms = index, half_life_s * 1000
         self._promotion, self._now_ms = promotion, now_ms
         self.accesses = 0
+        self.results = {"applied": 0, "rejected": 0}  # access events
 
     async def apply(self, partition: int, messages: Sequence[Message]) -> None:
         """Add the accesses of these messages, and consider what was read."""
@@ -39,6 +40,7 @@ class Heat:
             try:
                 batch = events.decode_arrow(message.value, events.ACCESS)
             except InvalidRecord as error:
+                self.results["rejected"] += 1
                 log.warning("advice.rejected", topic="access", partition=partition, reason=str(error))
                 continue
             ids, counts, last = (batch[name].to_pylist() for name in ("id", "count", "last"))
@@ -46,4 +48,5 @@ class Heat:
             counts, last = [max(0, count) for count in counts], [min(now, at) for at in last]
             self._index.touch(ids, counts, last, self._half_life_ms)
             self.accesses += sum(counts)
+            self.results["applied"] += len(ids)
             self._promotion.consider(partition, ids)

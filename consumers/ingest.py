@@ -19,6 +19,7 @@ import pyarrow as pa
 import structlog
 
 from consumers import conditions
+from consumers.counts import IngestCounts, Marks
 from consumers.watermark import Watermark
 from producers import events, letters, wire
 from producers.changes import Changes
@@ -26,6 +27,7 @@ from producers.decoder import EventDecoder
 from producers.events import Message
 from producers.letters import Letter
 from producers.publisher import Publisher
+from producers.tracing import CONSUMER, OFF, Tracing, sampled
 from tiers import record
 from tiers.errors import InvalidRecord, NotYet
 from tiers.hot import HotMemory
@@ -59,16 +61,19 @@ class Ingest:
         partitions: int,
         watermarks: Mapping[int, Watermark],
         now_ms: Callable[[], int],
+        tracing: Tracing = OFF,
     ) -> None:
         self._decoder, self._shape, self._hot, self._index = decoder, shape, hot, index
         self._publisher, self._topics, self._changes = publisher, topics, changes
         self._epoch, self._partitions, self._now_ms = epoch, partitions, now_ms
+        self._tracing = tracing
         self.rows_max = min(record.ROW_MAX + 1, max(1, hot.capacity // HOT_PART))
         self.watermarks = watermarks
         self.replay_until: dict[int, int] = {}
         self.cleared_below: dict[int, int] = {}
         self.applied_at: dict[int, int] = {}  # ms, timestamp of the newest applied message
         self.rows = 0
+        self.counts, self.marks = IngestCounts(), Marks()
         self.unmet = 0  # conditional deletes that found another version
         self.letters: Counter[str] = Counter()
         self._waiting: defaultdict[int, list[tuple[int, asyncio.Future[None]]]] = defaultdict(list)
@@ -83,28 +88,56 @@ class Ingest:
 
     async def apply(self, partition: int, messages: Sequence[Message]) -> None:
         """Apply messages in offset order. TierFull, with nothing changed, when hot has no room for all of them."""
-        began = time.perf_counter()
+        traced = sampled(messages) if self._tracing.on else None
+        if not traced:
+            await self._apply(partition, messages)
+            return
+        parents = list(traced.values())
+        facts = {"partition": partition, "messages": len(messages)}
+        with self._tracing.work("ingest", parents, kind=CONSUMER, facts=facts) as work:
+            if work.context is not None:
+                self._tracing.remembered.add(partition, list(traced), work.context)
+            await self._apply(partition, messages)
+
+    async def _apply(self, partition: int, messages: Sequence[Message]) -> None:
+        began, step = time.perf_counter(), self._tracing.step
         place = wire.Place(self._epoch, partition, self._partitions)
-        decoded = wire.decode(self._decoder, self._shape, place, messages, self.rows_max)
+        with step("decode"):
+            decoded = wire.decode(self._decoder, self._shape, place, messages, self.rows_max)
         counting = self._conditional(decoded.batch, messages)
-        batch = record.newest(counting)
+        newest = batch = record.newest(counting)
         fresh = self._index.newer(batch["id"].to_pylist(), record.versions_of(batch))
         replayed = batch.filter(pa.array(~fresh)) if not fresh.all() else None
         batch = await self._without_cleared(partition, batch.filter(pa.array(fresh)) if replayed else batch)
-        slots = await self._hot.reserve(batch, partition)
         first, end = messages[0].offset, messages[-1].offset + 1
-        self._hot.publish(slots)
-        masked = self._index.put(
-            batch, np.full(batch.num_rows, partition, np.int32), TierName.HOT, slots, self._now_ms()
-        )
+        with step("append", tier=TierName.HOT.word, rows=batch.num_rows):
+            slots = await self._hot.reserve(batch, partition)
+            self._hot.publish(slots)
+            home = np.full(batch.num_rows, partition, np.int32)
+            masked = self._index.put(batch, home, TierName.HOT, slots, self._now_ms())
+        live = self.ready(partition)
+        if live:
+            self.counts.aged("searchable", messages, self._now_ms())
         self.watermarks[partition].open(first, end, batch.num_rows + len(decoded.letters))
         self._release(partition, masked)
         await self._bury(partition, decoded.letters)
         if replayed is not None:
             await self._announce_again(partition, replayed)
+        self.marks.add(partition, first, messages[0].timestamp_ms)
         self._advance(partition, messages[-1])
+        if live:
+            self.counts.aged("applied", messages, self._now_ms())
         self.rows += batch.num_rows
-        self.unmet += decoded.batch.num_rows - counting.num_rows
+        unmet, known = decoded.batch.num_rows - counting.num_rows, replayed.num_rows if replayed is not None else 0
+        self.unmet += unmet
+        self.counts.results.update(
+            applied=batch.num_rows,
+            superseded=counting.num_rows - newest.num_rows,
+            known=known,
+            unmet=unmet,
+            cleared=newest.num_rows - known - batch.num_rows,
+            rejected=len(decoded.letters),
+        )
         took_ms = (time.perf_counter() - began) * 1000
         bad = len(decoded.letters)
         log.info("batch.ingested", partition=partition, offset=end, rows=batch.num_rows, bad=bad, took_ms=took_ms)

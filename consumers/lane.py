@@ -7,6 +7,7 @@ not the lane. Any other error ends the process (R9). A lane that is stopped fini
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Awaitable, Callable
 
 import structlog
@@ -28,6 +29,7 @@ class Lane:
         self._performing: set[asyncio.Future[None]] = set()
         self._ended = False
         self.stalls = 0
+        self.stalled: Counter[str] = Counter()  # by the name of the error
 
     @property
     def waiting(self) -> int:
@@ -97,4 +99,5 @@ class Lane:
             if not error.retriable:
                 raise
             self.stalls += 1
+            self.stalled[type(error).__name__] += 1
             log.warning("move.stalled", partition=self.partition, error=str(error), stalls=self.stalls)

@@ -116,6 +116,11 @@ class Lease:
         if age_s >= self._ttl_s:
             raise Fenced(f"the lease of partition {partition} was renewed {age_s:.1f} s ago and lasts {self._ttl_s} s")
 
+    def ages_s(self) -> dict[int, float]:
+        """Return the seconds since each lease was renewed."""
+        now = self._clock()
+        return {partition: now - renewed for partition, renewed in self._renewed.items()}
+
     async def renew(self) -> None:
         """Renew every lease. Fenced when one has passed to another owner, or has run out.
 

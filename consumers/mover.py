@@ -9,15 +9,19 @@ somewhere without being a home is in the index's queue until its eviction is ans
 
 from __future__ import annotations
 
+import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Protocol
 
 import numpy as np
 import pyarrow as pa
 import structlog
+from opentelemetry.trace import SpanContext
 
+from consumers.counts import MoveCounts, move_facts
 from consumers.watermark import Watermark
 from producers.changes import Changes
+from producers.tracing import OFF, Tracing, Work
 from tiers import record
 from tiers.errors import TierCorrupt, TierFull, TierUnavailable
 from tiers.index import Index
@@ -62,10 +66,12 @@ class Mover:
         watermarks: Mapping[int, Watermark],
         committed: Callable[[int], int],
         keep: Callable[[int, pa.RecordBatch], Awaitable[object]],
+        tracing: Tracing = OFF,
     ) -> None:
         self._index, self._tiers, self._changes, self._shape = index, tiers, changes, shape
         self._watermarks, self._committed, self._keep = watermarks, committed, keep
         self.moved: dict[tuple[str, str], int] = {}
+        self.counts, self._tracing = MoveCounts(), tracing
 
     async def move(
         self, partition: int, source: TierName, target: TierName, reason: str, keys: Sequence[tuple[str, int]]
@@ -74,16 +80,28 @@ class Mover:
         sources = self._at_home(source, keys)
         if not sources:
             return 0
+        parents = self._traced(partition, sources) if self._tracing.on else ()
+        facts = move_facts(partition, source.word, target.word, reason)
+        with self._tracing.work("move", parents, facts=facts) as work:
+            return await self._move(partition, source, target, reason, sources, work)
+
+    async def _move(
+        self, partition: int, source: TierName, target: TierName, reason: str, sources: list[Location], work: Work
+    ) -> int:
+        began, step = time.perf_counter(), self._tracing.step
         pending = [Location(where.id, where.version, partition, NO_SLOT) for where in sources]
         pending = [where for where in pending if self._index.queue.add(target, where)]
         try:
-            batch, sources = await self._read(source, sources)
+            with step("read", tier=source.word, rows=len(sources)):
+                batch, sources = await self._read(source, sources)
             if not sources:
                 self._unqueue(target, pending)
                 return 0
-            receipt = await self._tiers[target].store(batch)
-        except (TierFull, TierUnavailable):  # by their contract nothing was stored
+            with step("store", tier=target.word, rows=batch.num_rows, bytes=batch.nbytes):
+                receipt = await self._tiers[target].store(batch)
+        except (TierFull, TierUnavailable) as error:  # by their contract nothing was stored
             self._unqueue(target, pending)
+            self.counts.refused[source.word, target.word, type(error).__name__] += 1
             raise
         assert np.array_equal(receipt.versions, receipt.held), "a tier below held a newer version than the index knew"
         stored = _stored(receipt, partition)
@@ -91,16 +109,27 @@ class Mover:
             self._index.queue.add(target, where)
         if target != TierName.WARM:  # warm's rows have no slot: pending and stored are the same key
             self._unqueue(target, [*pending, *(Location(at.id, at.version, partition) for at in stored)])
-        at_ms = await self._changes.publish(partition, source, target, reason, receipt.ids, receipt.versions)
+        with step("announce", rows=len(receipt.ids)):
+            at_ms = await self._changes.publish(partition, source, target, reason, receipt.ids, receipt.versions)
         moved = self._rewrite_home(source, target, batch, receipt, stored, sources, reason, at_ms)
-        evicted = await self._evict(source, sources, receipt)
+        with step("evict", tier=source.word, rows=len(sources)):
+            evicted = await self._evict(source, sources, receipt)
+        work.note(rows=moved, bytes=batch.nbytes)
         self.moved[source.word, target.word] = self.moved.get((source.word, target.word), 0) + moved
+        took_s = time.perf_counter() - began
+        self.counts.moved(source.word, target.word, reason, moved, batch.nbytes, took_s)
+        self.counts.aged(target.word, record.times_of(batch, "event_time"), at_ms)
         log.info(
             "batch.moved", partition=partition, source=source.word, target=target.word, rows=moved, evicted=evicted
         )
         if source == TierName.HOT:
             await self._keep(partition, batch)
         return moved
+
+    def _traced(self, partition: int, sources: Sequence[Location]) -> list[SpanContext]:
+        """Return the traces in which these rows were applied, as far as they are remembered."""
+        versions = np.array([where.version for where in sources], np.int64)
+        return self._tracing.remembered.of(partition, record.offsets(versions).tolist())
 
     def _at_home(self, tier: TierName, keys: Sequence[tuple[str, int]]) -> list[Location]:
         found: list[Location] = []

@@ -171,9 +171,9 @@ class Promotion:
         rows = [np.flatnonzero(s.alive[: s.count] & (s.copy[: s.count] != NO_COPY)) for s in segments]
         columns = {
             name: np.concatenate([getattr(segment, name)[at] for segment, at in zip(segments, rows, strict=True)])
-            for name in ("heat", "heat_at", "version")
+            for name in ("heat", "used", "version")
         }
-        since_ms = self._now_ms() - columns["heat_at"]
+        since_ms = self._now_ms() - columns["used"]
         return Held(
             policy.heat_at(columns["heat"], since_ms, self._rules.heat_half_life_s),
             columns["version"],

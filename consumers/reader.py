@@ -67,7 +67,7 @@ class Reader:
         self._partitions, self._log, self._step_rows = list(partitions), log, min(RECORDS_MAX, slab_rows)
         self.paused: set[int] = set()
         self._wanted: dict[int, int] = {}  # rows that a paused partition waits to have room for
-        self._next: dict[int, int] = {}  # memories: the offset after the last one applied
+        self._next: dict[TopicPartition, int] = {}  # the offset after the last one applied
         self._consumer = AIOKafkaConsumer(
             **settings.client(),
             group_id=f"{settings.prefix}.node",
@@ -138,9 +138,15 @@ class Reader:
         for partition in self._partitions:
             tp = TopicPartition(self._memories, partition)
             if partition not in self.paused:
-                self._log.reach(partition, await self._consumer.position(tp))
+                self._next[tp] = position = await self._consumer.position(tp)
+                self._log.reach(partition, position)
 
     async def _handle(self, tp: TopicPartition, records: list[ConsumerRecord]) -> None:
+        """Hand over what one poll brought of a partition; whatever is logged meanwhile says which it was."""
+        with structlog.contextvars.bound_contextvars(topic=tp.topic, partition=tp.partition):
+            await self._hand_over(tp, records)
+
+    async def _hand_over(self, tp: TopicPartition, records: list[ConsumerRecord]) -> None:
         """Hand over in steps that fit one slab; where hot has no room, pause the partition at the first row left."""
         messages = [Message(r.key, r.value, r.headers, r.timestamp, r.offset) for r in records]
         for step, rows in self._steps(tp.topic, messages):
@@ -153,8 +159,7 @@ class Reader:
                 self._wanted[tp.partition] = max(self._step_rows, rows)
                 log.warning("partition.paused", partition=tp.partition, offset=step[0].offset, rows=rows)
                 return
-            if tp.topic == self._memories:
-                self._next[tp.partition] = step[-1].offset + 1
+            self._next[tp] = step[-1].offset + 1
 
     def _steps(self, topic: str, messages: list[Message]) -> Iterator[tuple[list[Message], int]]:
         """Yield (messages, their rows): as many as have a step's rows, or one message that has more."""
@@ -178,6 +183,25 @@ class Reader:
                 self.paused.discard(partition)
                 log.info("partition.resumed", partition=partition)
 
+    def lag(self) -> dict[tuple[str, int], int]:
+        """Return how many offsets of each topic and partition were not applied yet, as far as the broker has said."""
+        behind: dict[tuple[str, int], int] = {}
+        for tp in self._consumer.assignment():
+            end = self._consumer.highwater(tp)
+            if end is not None:
+                behind[tp.topic, tp.partition] = max(0, end - self._next.get(tp, end))
+        return behind
+
+    async def bounds(self) -> tuple[dict[int, int], dict[int, int]]:
+        """Return where the memories topic begins and ends now, by partition; LogUnavailable."""
+        memories = [TopicPartition(self._memories, p) for p in self._partitions]
+        try:
+            begins = await self._consumer.beginning_offsets(memories)
+            ends = await self._consumer.end_offsets(memories)
+        except KafkaError as error:
+            raise LogUnavailable(f"{self._memories}: {error!r}") from error
+        return {tp.partition: at for tp, at in begins.items()}, {tp.partition: at for tp, at in ends.items()}
+
     async def commit(self, offsets: Mapping[int, int]) -> None:
         """Commit watermarks of memories and wait for the answer (R2); LogUnavailable when there is none."""
         marks = {TopicPartition(self._memories, p): OffsetAndMetadata(offset, "") for p, offset in offsets.items()}
@@ -186,7 +210,16 @@ class Reader:
         except KafkaError as error:
             raise LogUnavailable(f"offsets were not committed: {error!r}") from error
 
+    async def positions(self) -> dict[int, tuple[int, int | None, int]]:
+        """Return by partition of memories: where the log begins, what is committed (None: nothing), where it ends."""
+        memories = [TopicPartition(self._memories, p) for p in self._partitions]
+        begins = await self._consumer.beginning_offsets(memories)
+        committed = {tp: await self._consumer.committed(tp) for tp in memories}
+        ends = await self._consumer.end_offsets(memories)
+        return {tp.partition: (begins[tp], committed[tp], ends[tp]) for tp in memories}
+
     def behind(self, partition: int) -> bool:
         """Say whether the log held more than was handed out when it was last fetched from."""
-        highwater = self._consumer.highwater(TopicPartition(self._memories, partition))
-        return partition in self.paused or (highwater is not None and self._next.get(partition, highwater) < highwater)
+        tp = TopicPartition(self._memories, partition)
+        highwater = self._consumer.highwater(tp)
+        return partition in self.paused or (highwater is not None and self._next.get(tp, highwater) < highwater)

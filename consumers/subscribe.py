@@ -10,6 +10,7 @@ import structlog
 from aiokafka import AIOKafkaConsumer, TopicPartition
 
 from consumers.connected import connected
+from consumers.selection import Visible, part
 from producers import events
 from producers.events import Change
 from producers.publisher import KafkaSettings
@@ -18,6 +19,8 @@ from tiers.errors import InvalidRecord
 log = structlog.get_logger()
 
 REMEMBERED = 100_000  # home moves kept to recognise a repeat
+
+Seen = OrderedDict[tuple[str, str, str | None], None]
 
 
 class Announced(NamedTuple):
@@ -44,18 +47,23 @@ def decode_cursor(text: str) -> dict[int, int]:
 
 
 async def subscribe_changes(
-    settings: KafkaSettings | None = None, *, start: str = "end", idle_ms: int | None = None
+    settings: KafkaSettings | None = None,
+    *,
+    start: str = "end",
+    idle_ms: int | None = None,
+    visible: Visible | None = None,
 ) -> AsyncGenerator[Announced, None]:
     """Yield changes as they are announced, in order within a partition.
 
-    `start` is "beginning", "end" or a cursor. With `idle_ms` the iterator ends when nothing came for so long.
+    `start` is "beginning", "end" or a cursor. With `idle_ms` the iterator ends when nothing came for so long. `visible`
+    says what of each change is wanted, such as a `Selection`.
     A home move announced twice (delivery is at least once) is yielded once. ServiceMissing, InvalidRecord.
     """
     settings = settings if settings is not None else KafkaSettings.from_environment()
     async with connected(settings) as consumer:
         topic = events.Topics.under(settings.prefix).changes
-        positions = await _seek(consumer, topic, settings.partitions, start)
-        seen: OrderedDict[tuple[str, str, str | None], None] = OrderedDict()
+        positions = await seek(consumer, topic, settings.partitions, start)
+        seen: Seen = OrderedDict()
         while True:
             found = await consumer.getmany(timeout_ms=idle_ms if idle_ms is not None else 1_000)
             if not found and idle_ms is not None:
@@ -64,15 +72,17 @@ async def subscribe_changes(
                 for message in records:
                     positions[tp.partition] = message.offset + 1
                     try:
-                        change = _unrepeated(events.decode_change(message.value), seen)
+                        change = unrepeated(events.decode_change(message.value), seen)
                     except InvalidRecord as error:  # anyone can write to a topic; the feed outlives it
                         log.warning("change.rejected", partition=tp.partition, offset=message.offset, error=str(error))
                         continue
+                    if change is not None and visible is not None:
+                        change = visible(change)
                     if change is not None:
                         yield Announced(change, tp.partition, message.offset, encode_cursor(positions))
 
 
-async def _seek(consumer: AIOKafkaConsumer, topic: str, partitions: int, start: str) -> dict[int, int]:
+async def seek(consumer: AIOKafkaConsumer, topic: str, partitions: int, start: str) -> dict[int, int]:
     """Assign all partitions and go to `start`; returns the next offset of each."""
     assigned = [TopicPartition(topic, number) for number in range(partitions)]
     consumer.assign(assigned)
@@ -89,7 +99,7 @@ async def _seek(consumer: AIOKafkaConsumer, topic: str, partitions: int, start: 
     return chosen
 
 
-def _unrepeated(change: Change, seen: OrderedDict[tuple[str, str, str | None], None]) -> Change | None:
+def unrepeated(change: Change, seen: Seen) -> Change | None:
     """Return the change without ids whose latest known home move was this very one; None when nothing is left."""
     if change.kind != "home":
         return change
@@ -99,15 +109,4 @@ def _unrepeated(change: Change, seen: OrderedDict[tuple[str, str, str | None], N
         seen[keys[at]] = None
     while len(seen) > REMEMBERED:
         seen.popitem(last=False)
-    if not new:
-        return None
-    return Change(
-        kind=change.kind,
-        source=change.source,
-        target=change.target,
-        reason=change.reason,
-        policy=change.policy,
-        at=change.at,
-        ids=[change.ids[at] for at in new],
-        versions=[change.versions[at] for at in new],
-    )
+    return part(change, new)

@@ -16,6 +16,8 @@ from producers.ticks import ticks
 from tiers.index import Index
 from tiers.tier import TierName
 
+PIECES = 64  # of an index's segment, rewritten at one look: some 30,000 rows
+
 
 class Upkeep:
     """`run` looks every `upkeep_ms`; `step` is one look. `vacuum` unlinks files that no reader can hold any more."""
@@ -39,10 +41,10 @@ class Upkeep:
         """Look until stopped."""
         async for _ in ticks(stop, self._settings.upkeep_ms):
             self.step()
+            await self.compact()
 
     def step(self) -> None:
         """Offer each lane what its partition needs now; a lane that is full gets it at the next look."""
-        self._index.compact()
         limit = self._settings.rows_max
         for partition, lane in self._lanes.items():
             for tier in (TierName.WARM, TierName.COLD):
@@ -53,6 +55,13 @@ class Upkeep:
             if full or waited_ms >= self._settings.compact_s * 1000:
                 self._compacted[partition] = self._now_ms()
                 lane.offer(partial(self._compact, partition))
+
+    async def compact(self) -> None:
+        """Rewrite mostly dead segments of the index, a loop step at a time, so that nobody waits for long."""
+        for _ in range(PIECES):
+            if not self._index.compact():
+                return
+            await asyncio.sleep(0)
 
     async def _compact(self, partition: int) -> None:
         await self._mover.compact(partition, self._settings.rows_max * 8)

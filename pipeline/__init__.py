@@ -1,7 +1,8 @@
 """A node and everything around it.
 
 settings, manifest, topics, app (wiring and supervision), manager (MemoryManager). routes, metrics, log: the gateway.
-cli, demo, stack: the command line and the local servers.
+client (Client, AsyncClient), agents (MCP): the gateway from elsewhere. cli, demo, stack, keeper, doctor: the command
+line and the local servers.
 """
 
 from __future__ import annotations

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import msgspec
@@ -12,6 +13,7 @@ import pyarrow as pa
 from starlette.requests import Request
 from starlette.responses import Response
 
+from pipeline.questions import FIELDS
 from tiers import record
 from tiers.errors import InvalidRecord
 from tiers.record import Row
@@ -20,8 +22,8 @@ from tiers.tier import Hit, Result
 ARROW = "application/vnd.apache.arrow.stream"
 JSON = "application/json"
 NDJSON = "application/x-ndjson"
-FIELDS = ("payload", "attributes", "vector")
-DEFAULT_FIELDS = ("payload", "attributes")
+
+FLOAT_BYTES = 22  # of a float as JSON, at most, and a comma
 
 _encode = msgspec.json.Encoder().encode
 
@@ -46,8 +48,8 @@ def answer_json(body: object, status: int = 200) -> Response:
     return Response(_encode(body), status, media_type=JSON)
 
 
-def envelope(result: Result) -> dict[str, Any]:
-    """Return how complete an answer is (R7)."""
+def envelope(result: Result, whole: int | None = None) -> dict[str, Any]:
+    """Return how complete an answer is (R7); `whole` hits are shown with their fields, all if not given."""
     around = {
         "complete": result.complete,
         "searched": result.searched,
@@ -57,9 +59,46 @@ def envelope(result: Result) -> dict[str, Any]:
         "freshness": result.freshness,
         "took_ms": result.took_ms,
     }
+    if whole is not None and whole < len(result.hits):
+        around["truncated"] = len(result.hits) - whole
     if result.explain is not None:
         around["explain"] = result.explain
     return around
+
+
+class Allowance:
+    """What the hits of one answer may carry: bytes of payloads, attributes and vectors as JSON has them."""
+
+    def __init__(self, bytes_max: int) -> None:
+        self._left = bytes_max
+
+    def take(self, hits: Sequence[Hit], include: Iterable[str]) -> int:
+        """Return how many hits are shown whole; those after them are shown without their fields."""
+        fields = frozenset(include)
+        for at, hit in enumerate(hits):
+            self._left -= _carried(hit.row, fields)
+            if self._left < 0 and fields:
+                self._left = -1
+                return at
+        return len(hits)
+
+
+def _carried(row: Row, fields: frozenset[str]) -> int:
+    """Return about how many bytes a row's fields are as JSON: never much less."""
+    size = 0
+    if "payload" in fields:
+        size += len(row.payload) * 4 // 3
+    if "vector" in fields and row.vector is not None:
+        size += row.vector.size * FLOAT_BYTES
+    if "attributes" in fields:
+        size += sum(FLOAT_BYTES + (6 * len(each) if isinstance(each, str) else 0) for each in row.attributes.values())
+    return size
+
+
+def listed(hits: Sequence[Hit], include: Iterable[str], whole: int) -> list[dict[str, Any]]:
+    """Return hits as the API shows them, those from `whole` on without their fields."""
+    bare = [shown(hit, ()) | {"truncated": True} for hit in hits[whole:]]
+    return [shown(hit, include) for hit in hits[:whole]] + bare
 
 
 def shown(hit: Hit, include: Iterable[str]) -> dict[str, Any]:
@@ -157,9 +196,15 @@ class ArrowAnswer:
         self._sink = _Parts()
         self._writer = pa.ipc.new_stream(self._sink, self._schema)
 
-    def bytes_of(self, hits: Sequence[Hit], query: int = 0) -> bytes:
-        """Return the next part of the stream: one batch (the first part begins with the schema)."""
-        batch = record.to_batch([hit.row for hit in hits], self._shape).select(self._kept)
+    def bytes_of(self, hits: Sequence[Hit], query: int = 0, whole: int | None = None) -> bytes:
+        """Return the next part of the stream: one batch (the first part begins with the schema).
+
+        Rows from `whole` on have an empty payload, no attributes and no vector.
+        """
+        rows = [hit.row for hit in hits]
+        if whole is not None:
+            rows[whole:] = [replace(row, payload=b"", attributes={}, vector=None) for row in rows[whole:]]
+        batch = record.to_batch(rows, self._shape).select(self._kept)
         columns = [*batch.columns, pa.array([hit.tier.word for hit in hits], pa.string())]
         if self._scored:
             columns.append(pa.array(np.full(len(hits), query, np.int32)))

@@ -32,11 +32,16 @@ from consumers.lease import Lease
 from consumers.mover import Mover
 from consumers.promote import Promotion
 from consumers.reader import Handler, Reader
+from consumers.recall import Recall
 from consumers.upkeep import Upkeep
 from consumers.watermark import Watermark
 from pipeline.embed import load_embedder
+from pipeline.log_watch import LogWatch
+from pipeline.loop_probe import LoopProbe
 from pipeline.manifest import Clearances, DataDirectory, Manifest
 from pipeline.settings import Settings
+from pipeline.sql import Sql
+from pipeline.sql_snapshot import Maker
 from pipeline.topics import ensure_topics
 from producers.access import Access
 from producers.age import AgeMonitor
@@ -47,6 +52,7 @@ from producers.events import Topics
 from producers.expiry import Expiry
 from producers.memories import MemoryProducer
 from producers.publisher import Publisher
+from producers.tracing import OFF, Tracing
 from tiers import record
 from tiers.cold import ColdMemory
 from tiers.copies import Copies
@@ -83,6 +89,7 @@ class Node:
     settings: Settings
     manifest: Manifest
     index: Index
+    hot: HotMemory
     tiers: dict[TierName, Tier]
     glacier: GlacierMemory
     publisher: Publisher
@@ -94,12 +101,20 @@ class Node:
     commit: Commit
     access: Access
     heat: Heat
+    demote: Demote
     age: AgeMonitor
     copies: Copies
     expiry: Expiry
     clearing: Clearing
     lanes: dict[int, Lane]
+    lease: Lease
+    loop_probe: LoopProbe
+    log_watch: LogWatch
+    tracing: Tracing
     scanner: Scanner
+    sql: Sql
+    coder: Coder
+    recall: Recall
     embed: Embed | None
     services: list[Service] = field(default_factory=list)
 
@@ -128,7 +143,7 @@ async def supervise(services: Sequence[Service], stop: asyncio.Event, drain_s: f
 
 
 @asynccontextmanager
-async def open_node(settings: Settings) -> AsyncIterator[Node]:
+async def open_node(settings: Settings, tracing: Tracing = OFF) -> AsyncIterator[Node]:
     """Open a node up to the point where its services can start; everything is closed in reverse at the end."""
     async with AsyncExitStack() as stack:
         directory = stack.enter_context(DataDirectory(Path(settings.data)))
@@ -150,7 +165,7 @@ async def open_node(settings: Settings) -> AsyncIterator[Node]:
         for partition, epoch in lease.epochs.items():
             await warm.raise_epoch(partition, epoch)
             await glacier.raise_epoch(partition, epoch)
-        coder = await _open_coder(stack, settings, index, hot, directory.path)
+        coder = await _open_coder(stack, settings, index, directory.path, tiers)
         changes = Changes(publisher, topics.changes, now_ms)
         await announce(changes, await rebuild(index, [warm, cold, glacier], settings.kafka.partitions, coder))
         embed = load_embedder(settings.embedder, settings.dim)
@@ -167,6 +182,7 @@ async def open_node(settings: Settings) -> AsyncIterator[Node]:
             partitions=settings.kafka.partitions,
             watermarks=watermarks,
             now_ms=now_ms,
+            tracing=tracing,
         )
         ingest.cleared_below = {int(partition): offset for partition, offset in manifest.cleared_below.items()}
         lanes = {partition: Lane(partition, settings.move.lane_jobs_max) for partition in owned}
@@ -179,6 +195,7 @@ async def open_node(settings: Settings) -> AsyncIterator[Node]:
             watermarks,
             lambda p: commit.acknowledged(p),  # noqa: PLW0108 - made below
             promotion.keep,
+            tracing,
         )
 
         async def usages() -> Mapping[TierName, Usage]:
@@ -189,14 +206,13 @@ async def open_node(settings: Settings) -> AsyncIterator[Node]:
         handlers: dict[str, Handler] = {topics.memories: ingest, topics.access: heat, topics.age: demote}
         reader = Reader(settings.kafka, owned, topics.memories, handlers, ingest, settings.hot.slab_rows)
         await stack.enter_async_context(reader)
-        starts, ingest.replay_until = await reader.seek()
+        starts, ingest.replay_until = await seek(reader, directory, manifest)
         watermarks |= {partition: Watermark(start) for partition, start in starts.items()}
 
         commit = Commit(settings.commit, reader, lease, watermarks)
         log.info("node.opened", partitions=len(owned), index=len(index), start=starts, end=ingest.replay_until)
 
-        notes = Clearances(directory, manifest)
-        clearing = Clearing(index, hot, mover, changes, ingest, commit, lanes, notes)
+        clearing = Clearing(index, hot, mover, changes, ingest, commit, lanes, Clearances(directory, manifest))
         await clearing.resume()
         access = Access(settings.access, publisher, topics.access, settings.kafka.partitions, now_ms)
         scanner = Scanner(settings.index.search_threads)
@@ -206,15 +222,21 @@ async def open_node(settings: Settings) -> AsyncIterator[Node]:
             settings.expiry, index, publisher, topics.memories, lambda p: p in lanes and ingest.ready(p), now_ms
         )
         upkeep = Upkeep(settings.move, index, mover, lanes, glacier.vacuum, now_ms)
+        watchers = (LoopProbe(), LogWatch(settings.kafka, reader, topics.memories))
         node = Node(
             settings=settings,
             manifest=manifest,
             index=index,
+            hot=hot,
             tiers=tiers,
             glacier=glacier,
             publisher=publisher,
             producer=MemoryProducer(
-                settings.kafka, publisher, epoch=manifest.epoch, rows_max=min(BATCH_ROWS, ingest.rows_max)
+                settings.kafka,
+                publisher,
+                epoch=manifest.epoch,
+                rows_max=min(BATCH_ROWS, ingest.rows_max),
+                tracing=tracing,
             ),
             topics=topics,
             reader=reader,
@@ -223,14 +245,36 @@ async def open_node(settings: Settings) -> AsyncIterator[Node]:
             commit=commit,
             access=access,
             heat=heat,
+            demote=demote,
             age=monitor,
             copies=hot.copies,
             expiry=expiry,
             clearing=clearing,
             lanes=lanes,
+            lease=lease,
+            loop_probe=watchers[0],
+            log_watch=watchers[1],
+            tracing=tracing,
             scanner=scanner,
+            sql=(sql := _open_sql(stack, settings, shape, index, tiers)),
+            coder=coder,
+            recall=(recall := _recall(settings, index, tiers, coder)),
             embed=embed,
-            services=[reader, *lanes.values(), monitor, access, commit, upkeep, promotion, expiry, coder, lease],
+            services=[
+                reader,
+                *lanes.values(),
+                monitor,
+                access,
+                commit,
+                upkeep,
+                promotion,
+                expiry,
+                coder,
+                recall,
+                sql,
+                lease,
+                *watchers,
+            ],
         )
         yield node
         await commit.step()  # reached only after an orderly stop: lanes are quiet, the last watermark is true
@@ -254,13 +298,45 @@ async def _open_tiers(
     return hot, warm, cold, glacier
 
 
-async def _open_coder(stack: AsyncExitStack, settings: Settings, index: Index, hot: HotMemory, data: Path) -> Coder:
+async def _open_coder(
+    stack: AsyncExitStack, settings: Settings, index: Index, data: Path, tiers: Mapping[TierName, Tier]
+) -> Coder:
     """Return what makes codes, with the codebook of the life before."""
     pool = SerialExecutor("codes")
     stack.callback(pool.close)
-    coder = Coder(index, data / "codebook", settings.index.train_rows, pool, hot)
+    coder = Coder(index, data / "codebook", settings.index.train_rows, pool, tiers)
     await coder.load()
     return coder
+
+
+async def seek(reader: Reader, directory: DataDirectory, manifest: Manifest) -> tuple[dict[int, int], dict[int, int]]:
+    """Go to where reading starts; returns (start, end) offsets by partition.
+
+    A directory just restored goes back to its snapshot's offsets: committed first, and then the note is struck.
+    """
+    if manifest.replay_from:
+        await reader.commit({int(partition): offset for partition, offset in manifest.replay_from.items()})
+        log.warning("node.restored", replay_from=manifest.replay_from)
+        manifest.replay_from = {}
+        directory.save(manifest)
+    return await reader.seek()
+
+
+def _open_sql(
+    stack: AsyncExitStack, settings: Settings, shape: pa.Schema, index: Index, tiers: Mapping[TierName, Tier]
+) -> Sql:
+    """Return what answers SQL; its snapshots lie under `data`, and go with the node."""
+    thread = SerialExecutor("sql")
+    stack.callback(thread.close)
+    maker = Maker(index, tiers, shape, settings.sql.snapshot_bytes_max, thread, now_ms)
+    sql = Sql(settings.sql, maker, Path(settings.data).absolute() / "sql", thread, now_ms)
+    stack.callback(sql.close)
+    return sql
+
+
+def _recall(settings: Settings, index: Index, tiers: Mapping[TierName, Tier], coder: Coder) -> Recall:
+    every_s, recall_min = settings.index.recall_s, settings.index.recall_min
+    return Recall(index, tiers, coder.pool, every_s=every_s, recall_min=recall_min)
 
 
 async def rebuild(
@@ -269,9 +345,10 @@ async def rebuild(
     """Fill the index from the tiers below hot, top down; returns (above, tier, row) for rows found in two."""
     twice: list[tuple[TierName, TierName, Location]] = []
     for tier in below:
-        found = await load(index, tier, partitions, now_ms(), coder.drain)
+        found = await load(index, tier, partitions, now_ms(), coder.drain, coder.saved, coder.pool)
         twice += [(above, tier.name, where) for above, where in found]
         log.info("tier.loaded", tier=tier.name.word, rows=index.rows(tier.name), twice=len(found))
+    await coder.settle()
     return twice
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+
 from starlette.requests import ClientDisconnect, Request
 
-from pipeline.problems import TooLarge, Unsupported
+from pipeline.problems import TooLarge, TooSlow, Unsupported
 from producers.events import ARROW_TYPE, JSON_TYPE, MSGPACK_TYPE
 from tiers.errors import InvalidRecord
 
@@ -16,22 +18,27 @@ _KINDS = {kind: kind for kind in (JSON_TYPE, NDJSON_TYPE, MSGPACK_TYPE, ARROW_TY
 _KINDS |= {"": JSON_TYPE, FORM_TYPE: JSON_TYPE, "application/ndjson": NDJSON_TYPE, "application/jsonl": NDJSON_TYPE}
 
 
-async def read_body(request: Request, limit: int) -> bytes:
-    """Return the body; TooLarge past `limit` bytes, Unsupported when it is encoded."""
-    if request.headers.get("content-encoding", "identity") != "identity":
-        raise Unsupported("content-encoding", "send the body as it is: content encodings are refused")
+async def read_body(request: Request, limit: int, limit_s: float) -> bytes:
+    """Return the body; TooLarge past `limit` bytes, TooSlow past `limit_s`; `edge` refuses an encoded one."""
     if int(request.headers.get("content-length", 0)) > limit:  # the server has seen to it that it is a number
         raise TooLarge("body", f"a body has at most {limit} bytes")
-    parts: list[bytes] = []
-    size = 0
     try:
-        async for part in request.stream():
-            size += len(part)
-            if size > limit:
-                raise TooLarge("body", f"a body has at most {limit} bytes")
-            parts.append(part)
+        async with asyncio.timeout(limit_s):
+            return await _read(request, limit)
+    except TimeoutError as error:
+        raise TooSlow("body", f"a body takes at most {limit_s:g} s") from error
     except ClientDisconnect as error:
         raise InvalidRecord("body", "the connection ended before the body did; nothing was taken") from error
+
+
+async def _read(request: Request, limit: int) -> bytes:
+    parts: list[bytes] = []
+    size = 0
+    async for part in request.stream():
+        size += len(part)
+        if size > limit:
+            raise TooLarge("body", f"a body has at most {limit} bytes")
+        parts.append(part)
     return b"".join(parts)
 
 

@@ -13,10 +13,15 @@ import typer
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before NumPy: our own threads share the cores, BLAS must not
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
-from pipeline import cli_ask
-from pipeline.cli_ask import GATEWAY, Url
+from pipeline import cli_ask, cli_sql
+from pipeline.cli_agents import mcp
+from pipeline.cli_codes import reindex
+from pipeline.cli_doctor import doctor
+from pipeline.cli_keys import keys_app
 from pipeline.cli_letters import letters_app
-from pipeline.cli_options import Config, Json, Set, run_async, settings_from
+from pipeline.cli_options import GATEWAY, Config, Json, Key, Set, Url, connect, run_async, settings_from
+from pipeline.cli_snapshot import snapshot_app, verify
+from pipeline.cli_stack import stack_app
 from tiers.errors import InvalidRecord, IsothermError, ServiceMissing, SettingsError
 
 app = typer.Typer(
@@ -25,12 +30,15 @@ app = typer.Typer(
 config_app = typer.Typer(help="Look at the settings.", no_args_is_help=True)
 app.add_typer(config_app, name="config")
 app.add_typer(letters_app, name="dead-letters")
+app.add_typer(keys_app, name="keys")
+app.add_typer(stack_app, name="stack")
+app.add_typer(snapshot_app, name="snapshot")
 
 
 def main() -> None:
     """Run the command line and turn our errors into one line and an exit code."""
     try:
-        app()
+        app(prog_name="isotherm")  # also as `python -m pipeline.cli`: help and completion name what is installed
     except BaseExceptionGroup as group:
         fail(_first(group))
     except BrokenPipeError:  # `isotherm changes | head`: nobody listens any more
@@ -107,7 +115,12 @@ def _print_up(stack: Any, address: str, as_json: bool) -> None:
 
 
 @app.command()
-def run(config: Config = None, given: Set = None, as_json: Json = False) -> None:
+def run(
+    roles: Annotated[str, typer.Option(help="all: a node has every role today.")] = "all",
+    config: Config = None,
+    given: Set = None,
+    as_json: Json = False,
+) -> None:
     """Run a node against the configured services; --json prints its gateway's address once it listens.
 
     Example: isotherm run --config config/isotherm.toml -s kafka.bootstrap=broker:9092
@@ -115,6 +128,11 @@ def run(config: Config = None, given: Set = None, as_json: Json = False) -> None
     from pipeline.log import configure
     from pipeline.serve import serve
 
+    if roles != "all":
+        raise SettingsError(
+            f"--roles {roles}: only `all` is possible: ingest, movement and gateway share one index in one process; "
+            "leave --roles out"
+        )
     settings = settings_from(config, given)
     configure(settings.log)
     run_async(
@@ -130,6 +148,7 @@ def publish(
     ] = "-",
     rejects: Annotated[Path | None, typer.Option(help="Write what was refused here, a JSON line each.")] = None,
     url: Url = GATEWAY,
+    key: Key = None,
     as_json: Json = False,
 ) -> None:
     """Publish a file of memories to the log through a gateway; exit 1 when some were rejected.
@@ -138,7 +157,8 @@ def publish(
     """
     from pipeline.publish import publish_file
 
-    done = publish_file(url, file, rejects, quiet=as_json)
+    with connect(url, key) as client:
+        done = publish_file(client, file, rejects, quiet=as_json)
     if as_json:
         said = {"published": done.published, "rejected": done.rejected, "errors": done.errors, "token": done.token}
         print(json.dumps(said))
@@ -147,7 +167,7 @@ def publish(
     sys.exit(1 if done.rejected else 0)
 
 
-for command in cli_ask.COMMANDS:
+for command in (*cli_ask.COMMANDS, *cli_sql.COMMANDS, mcp, doctor, verify, reindex):
     app.command()(command)
 
 
@@ -171,6 +191,29 @@ def config_schema(as_json: Json = False) -> None:
     from pipeline.settings import schema
 
     print(json.dumps(schema(), indent=None if as_json else 2))
+
+
+@config_app.command("openapi")
+def config_openapi(config: Config = None, given: Set = None, as_json: Json = False) -> None:
+    """Print the OpenAPI document of a gateway with these settings, as /openapi.json has it; --json on one line.
+
+    Example: isotherm config openapi > openapi.json
+    """
+    from pipeline.openapi import document
+
+    print(json.dumps(document(settings_from(config, given)), indent=None if as_json else 2))
+
+
+@config_app.command("asyncapi")
+def config_asyncapi(config: Config = None, given: Set = None, as_json: Json = False) -> None:
+    """Print the AsyncAPI document of the topics, for whoever publishes or subscribes; --json on one line.
+
+    Example: isotherm config asyncapi -s kafka.prefix=isotherm > asyncapi.json
+    """
+    from producers.asyncapi import document
+
+    settings = settings_from(config, given)
+    print(json.dumps(document(settings.kafka, settings.dim, settings.attributes), indent=None if as_json else 2))
 
 
 if __name__ == "__main__":

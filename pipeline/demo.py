@@ -26,13 +26,13 @@ from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from pipeline import demo_checks
-from pipeline.client import tier_table
 from pipeline.demo_checks import TIERS, Checks
 from pipeline.demo_node import PARTITIONS, NodeProcess
 from pipeline.demo_stream import LAST, PUBLISH_S, SETTLE_S, World, publish, publish_last, streamed, trickle
 from pipeline.demo_texts import collect
 from pipeline.embed import load_embedder
 from pipeline.log import configure
+from pipeline.looks import tier_table
 from pipeline.settings import LogSettings
 from pipeline.stack import Stack
 from producers import MemoryProducer

@@ -14,9 +14,13 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.app import Node, Service, now_ms, open_node, supervise
+from pipeline.codes import codes
+from pipeline.read_counts import ReadCounts
 from pipeline.settings import Settings, load
+from pipeline.tracing import record_read, tracing_of
 from producers import events
 from producers.decoder import check_vector
+from producers.tracing import Tracing
 from tiers import listing, read, record
 from tiers.deadline import Deadline
 from tiers.errors import InvalidRecord, Replaying
@@ -28,18 +32,21 @@ class MemoryManager:
     """Store, retrieve, list and clear memories over all four tiers. Open it with `MemoryManager.open(settings)`."""
 
     def __init__(self, node: Node) -> None:
-        self.node = node
+        self.node, self.reads = node, ReadCounts()
 
     @classmethod
     @asynccontextmanager
-    async def open(cls, settings: Settings | None = None, *extra: Service) -> AsyncIterator[MemoryManager]:
+    async def open(
+        cls, settings: Settings | None = None, *extra: Service, tracing: Tracing | None = None
+    ) -> AsyncIterator[MemoryManager]:
         """Start a node in this process and stop it in order at the end.
 
         A part that fails cancels the body and raises an ExceptionGroup. Reads raise Replaying until the log has been
         replayed; `await ready()` waits for that. `extra` services run and stop with the node's own.
+        `tracing` is of a program with a tracer provider of its own (`Tracing.over`), instead of `settings.trace`.
         """
         settings = settings if settings is not None else load()
-        async with open_node(settings) as node:
+        async with tracing_of(settings.trace, tracing) as tracer, open_node(settings, tracer) as node:
             manager, stop = cls(node), asyncio.Event()
             async with asyncio.TaskGroup() as group:
                 services = [*node.services, *extra]
@@ -78,7 +85,7 @@ class MemoryManager:
 
         Replaying, NotYet (at_least was not reached in time), InvalidRecord.
         """
-        node, asked = self.node, Deadline(query.deadline_ms)
+        node, asked, began = self.node, Deadline(query.deadline_ms), time.perf_counter()
         self._check(query)
         if query.at_least is not None:
             positions, epoch = events.decode_token(query.at_least)
@@ -92,6 +99,9 @@ class MemoryManager:
         result = await read.retrieve(node.index, node.tiers, query, node.scanner, now_ms())
         result.freshness = self.freshness()
         node.access.note(result.hits, node.copies.has)
+        self.reads.noted(result.trace, result)
+        if node.tracing.on:
+            record_read(node.tracing, result, began)
         return result
 
     def check_ready(self) -> None:
@@ -108,8 +118,8 @@ class MemoryManager:
                 raise InvalidRecord(name, f"{name} is 1 to {most}")
         if query.ids is not None and len(query.ids) > limits.records_max:
             raise InvalidRecord("ids", f"at most {limits.records_max} ids at once")
-        if query.deadline_ms is not None and not 0 < query.deadline_ms <= limits.deadline_ms:
-            raise InvalidRecord("deadline_ms", f"more than 0 and at most {limits.deadline_ms:g} ms")
+        if query.deadline_ms is not None and not 1 <= query.deadline_ms <= limits.deadline_ms:
+            raise InvalidRecord("deadline_ms", f"deadline_ms is 1 to {limits.deadline_ms:g} ms")
         if not query.tiers:
             raise InvalidRecord("tiers", "name at least one tier")
 
@@ -128,8 +138,11 @@ class MemoryManager:
         self.check_ready()
         node = self.node
         reading = read.Reading(node.index, node.tiers, query, node.scanner, now_ms())
-        async for hits in listing.everything(reading):
-            yield hits
+        try:
+            async for hits in listing.everything(reading):
+                yield hits
+        finally:
+            self.reads.noted(reading.trace)
 
     async def clear(self, tier: str | TierName) -> int:
         """Delete every record whose home is this tier, for good; returns how many.
@@ -181,6 +194,7 @@ class MemoryManager:
                 }
                 for name in TierName
             },
+            "codes": msgspec.to_builtins(codes(node)),
             "archive": msgspec.to_builtins(node.glacier.census()),
             "moved": [{"from": s, "to": t, "records": n} for (s, t), n in sorted(node.mover.moved.items())],
             "copies": {

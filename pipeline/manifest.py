@@ -30,7 +30,8 @@ class Manifest(msgspec.Struct, kw_only=True):
     """`epoch` names the incarnation of the log.
 
     By partition: `cleared_below` are offsets below which a replay leaves out what an operator cleared from hot;
-    `clearing` are clearings of other tiers that have begun and not ended.
+    `clearing` are clearings of other tiers that have begun and not ended; `replay_from` are offsets at which the log
+    goes on, in a directory just restored.
     """
 
     node: str
@@ -42,6 +43,7 @@ class Manifest(msgspec.Struct, kw_only=True):
     epoch: int = 0
     cleared_below: dict[str, int] = {}
     clearing: dict[str, Unfinished] = {}
+    replay_from: dict[str, int] = {}
 
 
 class DataDirectory:
@@ -72,31 +74,10 @@ class DataDirectory:
 
     def manifest(self, settings: Settings) -> Manifest:
         """Return the manifest, made now if there is none; SettingsError when a frozen setting has changed."""
-        made = Manifest(
-            node=str(uuid.uuid4()),
-            prefix=settings.kafka.prefix,
-            partitions=settings.kafka.partitions,
-            dim=settings.dim,
-            metric=settings.metric,
-            attributes=dict(settings.attributes),
-        )
-        file = self.path / "manifest.json"
-        if not file.exists():
-            self.save(made)
-            return made
-        try:
-            found = msgspec.json.decode(file.read_bytes(), type=Manifest)
-        except msgspec.DecodeError as error:
-            raise SettingsError(
-                f"{file} is not a manifest ({error}): the disk or someone changed it; restore it from a backup of the "
-                "data directory (a copy of another node's will not do)"
-            ) from error
-        for name in FROZEN:
-            if getattr(found, name) != getattr(made, name):
-                raise SettingsError(
-                    f"{name} = {getattr(made, name)!r}, but {self.path} was made with {getattr(found, name)!r}; it is "
-                    "frozen on first start: restore it, or start with an empty data directory and another prefix"
-                )
+        found = held(self.path, settings)
+        if found is None:
+            found = _made(settings)
+            self.save(found)
         return found
 
     def save(self, manifest: Manifest) -> None:
@@ -112,6 +93,38 @@ class DataDirectory:
             os.fsync(directory)
         finally:
             os.close(directory)
+
+
+def _made(settings: Settings) -> Manifest:
+    return Manifest(
+        node=str(uuid.uuid4()),
+        prefix=settings.kafka.prefix,
+        partitions=settings.kafka.partitions,
+        dim=settings.dim,
+        metric=settings.metric,
+        attributes=dict(settings.attributes),
+    )
+
+
+def held(path: Path, settings: Settings) -> Manifest | None:
+    """Return the manifest of a data directory, None without one; SettingsError when a frozen setting has changed."""
+    file, made = path / "manifest.json", _made(settings)
+    if not file.exists():
+        return None
+    try:
+        found = msgspec.json.decode(file.read_bytes(), type=Manifest)
+    except msgspec.DecodeError as error:
+        raise SettingsError(
+            f"{file} is not a manifest ({error}): the disk or someone changed it; restore it from a backup of the "
+            "data directory (a copy of another node's will not do)"
+        ) from error
+    for name in FROZEN:
+        if getattr(found, name) != getattr(made, name):
+            raise SettingsError(
+                f"{name} = {getattr(made, name)!r}, but {path} was made with {getattr(found, name)!r}; it is "
+                "frozen on first start: restore it, or start with an empty data directory and another prefix"
+            )
+    return found
 
 
 class Clearances:

@@ -1,95 +1,123 @@
-"""Prometheus metrics, read from the node when asked: the hot paths count in plain integers."""
+"""Prometheus metrics, read from the node when asked: the hot paths count in plain numbers.
+
+`metric_names` declares them all; `node_metrics` and `archive_metrics` read the parts. A tier that does not say how full
+it is within `ANSWER_S` lacks its samples and is 0 in `isotherm_tier_up`: a scrape never waits for a sick tier longer.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import TYPE_CHECKING
+import asyncio
+import os
+import platform
+from collections.abc import Awaitable, Iterable
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
 
-from prometheus_client import CollectorRegistry, Histogram, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
+from prometheus_client.core import Metric
 
 from pipeline.archive_metrics import archive_metrics
-from tiers.tier import TierName
+from pipeline.codes import codes_metrics
+from pipeline.feed import ChangeFeed
+from pipeline.log import REPEATS
+from pipeline.metric_names import family, histogram, info
+from pipeline.node_metrics import coming_in, holding, moving, only_in_the_log, owning
+from pipeline.read_counts import HttpCounts, ReadCounts
+from tiers.errors import IsothermError
+from tiers.tier import TierName, Usage
 
 if TYPE_CHECKING:
     from pipeline.manager import MemoryManager
 
-SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0)
+T = TypeVar("T")
+ANSWER_S = 1.0
+CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 
 
 class Metrics:
-    """One registry a node; `query_seconds` is observed by the routes, everything else is collected."""
+    """One registry a gateway; `http` is counted by its middleware, everything else is collected."""
 
-    def __init__(self, manager: MemoryManager) -> None:
-        self._manager = manager
+    def __init__(self, manager: MemoryManager, feed: ChangeFeed) -> None:
+        self._manager, self._feed = manager, feed
+        self._usages: dict[TierName, Usage] = {}
+        self._gpu: dict[str, int] = {}
+        self.http = HttpCounts()
         self._registry = CollectorRegistry()
         self._registry.register(self)
-        self.query_seconds = Histogram(
-            "isotherm_query_seconds", "Time to answer, by route", ["route"], registry=self._registry, buckets=SECONDS
-        )
+        ProcessCollector(registry=self._registry)
 
-    def render(self) -> bytes:
+    @property
+    def reads(self) -> ReadCounts:
+        """What the manager's reads are counted in."""
+        return self._manager.reads
+
+    async def render(self) -> bytes:
         """Return the exposition text."""
+        tiers = self._manager.node.tiers
+        found = await asyncio.gather(*(self._in_time(tier.usage()) for tier in tiers.values()))
+        self._usages = {name: usage for name, usage in zip(tiers, found, strict=True) if usage is not None}
+        self._gpu = await self._in_time(self._manager.node.hot.device_memory()) or {}
         return generate_latest(self._registry)
+
+    @staticmethod
+    async def _in_time(answer: Awaitable[T]) -> T | None:
+        try:
+            async with asyncio.timeout(ANSWER_S):
+                return await answer
+        except (IsothermError, TimeoutError):
+            return None
+
+    def describe(self) -> Iterable[Metric]:
+        """Describe nothing, so that registering does not collect (prometheus_client calls this)."""
+        return ()
 
     def collect(self) -> Iterable[Metric]:
         """Yield the current values (prometheus_client calls this)."""
         node = self._manager.node
-        census = node.index.census()
-        records = GaugeMetricFamily("isotherm_records", "Live records by the tier of their home", labels=["tier"])
-        queued = GaugeMetricFamily("isotherm_queued", "Superseded rows waiting for eviction", labels=["tier"])
-        for tier in TierName:
-            records.add_metric([tier.word], float(census[tier, 0]))
-            queued.add_metric([tier.word], float(sum(node.index.queue.count(p, tier) for p in node.lanes)))
-        yield records
-        yield queued
-        moves = CounterMetricFamily("isotherm_transitions", "Records demoted", labels=["source", "target"])
-        for (source, target), count in node.mover.moved.items():
-            moves.add_metric([source, target], count)
-        yield moves
-        yield from self._copies()
-        yield CounterMetricFamily("isotherm_ingested", "Records ingested", value=node.ingest.rows)
-        letters = CounterMetricFamily("isotherm_dead_letters", "Inputs that could not be applied", labels=["reason"])
-        for reason, count in node.ingest.letters.items():
-            letters.add_metric([reason], count)
-        yield letters
-        yield from self._partitions()
+        yield from holding(node, self._usages)
+        yield from codes_metrics(node)
+        yield family("isotherm_gpu_memory_bytes", (((kind,), size) for kind, size in self._gpu.items()))
+        yield from coming_in(node, self._manager.freshness()["lag_ms"] / 1000)
+        yield from only_in_the_log(node)
+        yield from moving(node)
+        yield from self._asked()
         yield from archive_metrics(node.glacier.census())
+        yield from owning(node)
+        yield family("isotherm_memory_limit_bytes", memory_limit())
+        yield family("isotherm_log_suppressed_total", REPEATS.suppressed)
+        build = {"version": package_version(), "device": node.hot.device.name, "python": platform.python_version()}
+        yield info("isotherm_build_info", build)
 
-    def _copies(self) -> Iterable[Metric]:
-        node = self._manager.node
-        copies, access = node.copies, node.access
-        reads = CounterMetricFamily(
-            "isotherm_reads", "Records returned, by the tier they were read in", labels=["tier"]
-        )
-        for tier in TierName:
-            reads.add_metric([tier.word], access.reads[tier])
-        yield reads
-        yield CounterMetricFamily("isotherm_accesses", "Reads that became heat", value=node.heat.accesses)
-        yield CounterMetricFamily("isotherm_copy_reads", "Records returned from copies in hot", value=access.copy_reads)
-        yield GaugeMetricFamily("isotherm_copies", "Promoted copies in hot", value=len(copies))
-        yield CounterMetricFamily("isotherm_promotions", "Copies put into hot", value=copies.promoted)
-        gone = CounterMetricFamily("isotherm_copy_evictions", "Copies evicted from hot", labels=["reason"])
-        for reason, count in copies.evicted.items():
-            gone.add_metric([reason], count)
-        yield gone
-        yield CounterMetricFamily(
-            "isotherm_expired", "Tombstones written for expired records", value=node.expiry.written
-        )
-        unmet = node.ingest.unmet
-        yield CounterMetricFamily("isotherm_unmet_conditions", "Deletes that found another version", value=unmet)
+    def _asked(self) -> Iterable[Metric]:
+        reads, http = self.reads, self.http
+        yield histogram("isotherm_query_seconds", reads.queries.items())
+        yield histogram("isotherm_query_tier_seconds", (((tier,), tally) for tier, tally in reads.tiers.items()))
+        yield histogram("isotherm_query_step_seconds", (((step,), tally) for step, tally in reads.steps.items()))
+        yield family("isotherm_lookup_total", reads.lookups.items())
+        yield family("isotherm_http_requests_total", http.requests.items())
+        yield histogram("isotherm_http_request_seconds", (((route,), tally) for route, tally in http.seconds.items()))
+        yield family("isotherm_stream_subscribers", self._feed.streams)
+        yield family("isotherm_stream_dropped_total", self._feed.dropped)
 
-    def _partitions(self) -> Iterable[Metric]:
-        node = self._manager.node
-        dirty = GaugeMetricFamily("isotherm_dirty_records", "Records only the log makes durable", labels=["partition"])
-        watermark = GaugeMetricFamily("isotherm_watermark_offset", "Committed watermark", labels=["partition"])
-        stalls = CounterMetricFamily("isotherm_move_stalls", "Moves a tier refused for now", labels=["partition"])
-        for partition, mark in node.ingest.watermarks.items():
-            label = [str(partition)]
-            dirty.add_metric(label, mark.dirty)
-            watermark.add_metric(label, mark.value)
-            stalls.add_metric(label, node.lanes[partition].stalls)
-        yield from (dirty, watermark, stalls)
-        yield GaugeMetricFamily("isotherm_paused_partitions", "Paused for want of room", value=len(node.reader.paused))
-        lag = self._manager.freshness()["lag_ms"] / 1000
-        yield GaugeMetricFamily("isotherm_lag_seconds", "Age of the oldest event not yet applied", value=lag)
+
+@cache
+def memory_limit() -> int:
+    """Return the bytes of memory that the process may have: its cgroup's limit, else the machine's memory."""
+    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    for file in CGROUP_LIMITS:
+        try:
+            return min(machine, int(Path(file).read_text()))
+        except (OSError, ValueError):  # not this kind of cgroup, or "max"
+            continue
+    return machine
+
+
+@cache
+def package_version() -> str:
+    """Return the version of what is installed."""
+    try:
+        return version("isotherm")
+    except PackageNotFoundError:
+        return "unknown"

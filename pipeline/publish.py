@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -20,7 +21,9 @@ import pyarrow.parquet as pq
 from rich.console import Console
 
 from pipeline.body import NDJSON_TYPE
-from pipeline.client import Client, Refused
+from pipeline.chunks import conform
+from pipeline.client import Client, Forbidden, Refused, TooManyRequests
+from pipeline.looks import progress
 from producers import columns, events
 from producers.events import ARROW_TYPE
 from tiers.errors import InvalidRecord
@@ -29,6 +32,8 @@ CHUNK = 500  # memories of one request
 CHUNK_BYTES = 2 * 1024 * 1024
 LINE_BYTES_MAX = 1_500_000  # a memory has at most 1 MB as an event; base64 and spaces beside
 ERRORS_SHOWN = 20
+BUSY_S_MAX = 60.0  # a gateway over a limit is waited for so long at a time…
+BUSY_MAX = 60  # …and so often for one chunk
 
 
 class Chunk(Protocol):
@@ -110,19 +115,22 @@ class Outcome:
             self.positions[partition] = max(offset, self.positions.get(partition, offset))
 
 
-def publish_file(url: str, name: str, rejects: Path | None, *, quiet: bool) -> Outcome:
-    """Publish a file ("-" is standard input), with progress on standard error; rejects as JSON lines into `rejects`."""
+def publish_file(client: Client, name: str, rejects: Path | None, *, quiet: bool) -> Outcome:
+    """Publish a file ("-" is standard input), with progress on standard error; rejects as JSON lines into `rejects`.
+
+    A gateway that is over a limit (429) has taken nothing: it is waited for, as long as it asks.
+    """
     outcome = Outcome()
     console = Console(stderr=True, quiet=quiet)
     with ExitStack() as stack:
-        client = stack.enter_context(Client(url))
-        status = stack.enter_context(console.status("publishing"))
         stream = _opened(stack, name)
+        shown = stack.enter_context(progress("publishing", None, quiet=quiet))
         refused = stack.enter_context(rejects.open("wb")) if rejects is not None else None
         try:
             for chunk in _chunks(stream, outcome, refused):
+                before = outcome.published
                 _submit(client, chunk, outcome, refused)
-                status.update(f"published {outcome.published:,}, rejected {outcome.rejected:,}")
+                shown(outcome.published - before)
         except (pa.ArrowException, OSError) as error:
             raise InvalidRecord("file", f"{name}: {error}; {outcome.published} memories were published") from error
     for reason in outcome.errors:
@@ -140,26 +148,34 @@ def _opened(stack: ExitStack, name: str) -> IO[bytes]:
 
 
 def _submit(client: Client, chunk: Chunk, outcome: Outcome, rejects: IO[bytes] | None) -> None:
+    busy = 0
     while chunk.numbers:
         body, kind = chunk.body()
         try:
             outcome.add(len(chunk.numbers), client.publish_body(body, kind))
-        except Refused as error:
+        except TooManyRequests as error:
+            busy += 1
+            if busy > BUSY_MAX:
+                raise
+            time.sleep(min(BUSY_S_MAX, error.retry_after_s or 1.0))
+        except (Refused, Forbidden) as error:  # forbidden: an id outside of the key's namespaces
+            if error.position is None and isinstance(error, Forbidden):
+                raise
             if error.position is None:  # the whole of it: another kind of file than we can send
                 raise InvalidRecord(error.reason, f"{error}; {outcome.published} memories were published") from error
-            _reject(outcome, rejects, chunk.numbers[error.position], error, chunk.shown(error.position))
+            text = str(error.problem.get("detail")).partition(": ")[2] or str(error)  # "memory 3: why"
+            _reject(outcome, rejects, chunk.numbers[error.position], error.reason, text, chunk.shown(error.position))
             chunk = chunk.without(error.position)
         else:
             return
 
 
-def _reject(outcome: Outcome, rejects: IO[bytes] | None, number: int, error: InvalidRecord, shown: Any) -> None:
+def _reject(outcome: Outcome, rejects: IO[bytes] | None, number: int, reason: str, text: str, shown: Any) -> None:
     outcome.rejected += 1
-    text = str(error).partition(": ")[2] if isinstance(error, Refused) else str(error)
     if len(outcome.errors) < ERRORS_SHOWN:
         outcome.errors.append(f"{number}: {text}")
     if rejects is not None:
-        said = {"position": number, "reason": error.reason, "error": text, "input": shown}
+        said = {"position": number, "reason": reason, "error": text, "input": shown}
         rejects.write(msgspec.json.encode(said) + b"\n")
 
 
@@ -199,8 +215,8 @@ def _lines(stream: IO[bytes], outcome: Outcome, rejects: IO[bytes] | None) -> It
         if len(line) == LINE_BYTES_MAX and not line.endswith(b"\n"):
             while (rest := stream.readline(LINE_BYTES_MAX)) and not rest.endswith(b"\n"):
                 pass
-            error = InvalidRecord("event_size", f"a line has at most {LINE_BYTES_MAX} bytes")
-            _reject(outcome, rejects, number, error, line[:200].decode("utf-8", "replace"))
+            text = f"a line has at most {LINE_BYTES_MAX} bytes"
+            _reject(outcome, rejects, number, "event_size", text, line[:200].decode("utf-8", "replace"))
         elif line := line.strip():
             chunk.numbers.append(number)
             chunk.lines.append(line)
@@ -220,31 +236,3 @@ def _rows(batches: Iterator[pa.RecordBatch]) -> Iterator[Rows]:
             part = rows.slice(start, step)
             yield Rows(list(range(done + start + 1, done + start + 1 + part.num_rows)), part)
         done += rows.num_rows
-
-
-def conform(batch: pa.RecordBatch) -> pa.RecordBatch:
-    """Return a file's batch with the types of an Arrow event: views, dictionaries and structured payloads are common.
-
-    InvalidRecord names a column that is none of ours or has a type that cannot be meant.
-    """
-    arrays = {name: _conformed(name, batch[name]) for name in batch.schema.names}
-    rows = pa.RecordBatch.from_arrays(list(arrays.values()), names=list(arrays))
-    columns.check_schema(rows.schema)
-    return columns.plain(rows)
-
-
-def _conformed(name: str, column: pa.Array) -> pa.Array:
-    kind, types = column.type, pa.types
-    if types.is_dictionary(kind):
-        return _conformed(name, column.dictionary_decode())
-    if name == "payload" and (types.is_nested(kind) or types.is_primitive(kind)) and not types.is_null(kind):
-        values = (None if value is None else msgspec.json.encode(value) for value in column.to_pylist())
-        return pa.array(values, pa.binary())
-    if types.is_string_view(kind):
-        return column.cast(pa.string())
-    if types.is_binary_view(kind):
-        return column.cast(pa.binary())
-    if name == "attributes" and types.is_struct(kind):
-        children = [_conformed("attribute", child) for child in column.flatten()]
-        return columns.struct_of(children, [field.name for field in kind], len(column))
-    return column

@@ -1,31 +1,41 @@
 """The gateway: HTTP over one MemoryManager. Plain Starlette routes; bodies are parsed by msgspec structs.
 
-Bodies are bounded before they are read, and a content encoding is refused, so that a small request cannot become a
-large one. Questions and publishing have their own modules: `routes_read`, `routes_publish`.
+The table in `pipeline.operations` says which routes there are; `pipeline.edge` makes them and checks what comes against
+it. Questions, publishing and operating have their own modules: `routes_read`, `routes_publish`, `routes_operate`.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from contextlib import aclosing
-
-from starlette.applications import Starlette
+from starlette.middleware import Middleware
 from starlette.requests import Request
-from starlette.responses import PlainTextResponse, Response, StreamingResponse
-from starlette.routing import Route
+from starlette.responses import PlainTextResponse, Response
 
-from consumers.subscribe import decode_cursor, subscribe_changes
+from consumers.selection import Selection
+from consumers.subscribe import decode_cursor
 from pipeline.answers import answer_json
+from pipeline.app import now_ms
+from pipeline.auth import principal_of
 from pipeline.body import read_body
+from pipeline.descriptions import Descriptions
+from pipeline.edge import Edge
+from pipeline.feed import ChangeFeed
+from pipeline.guard import Guard, keyring_of
+from pipeline.http_seen import Seen
 from pipeline.manager import MemoryManager
 from pipeline.metrics import Metrics
-from pipeline.problems import on_error, problem
+from pipeline.operation import METRICS_TYPE
+from pipeline.problems import problem
 from pipeline.routes_operate import Operator
 from pipeline.routes_publish import Publishing
 from pipeline.routes_read import Reads
-from producers import events
+from pipeline.routes_snapshot import Keeping
+from pipeline.routes_sql import sql_handlers
+from pipeline.streams import ChangeStream
+from pipeline.visible import visible_change, visible_tiers
 from producers.decoder import EventDecoder
-from tiers.errors import IsothermError
+from producers.events import Change
+from tiers.errors import InvalidRecord
+from tiers.tier import TierName
 
 
 class Gateway:
@@ -34,52 +44,61 @@ class Gateway:
     def __init__(self, manager: MemoryManager) -> None:
         self._manager = manager
         self._settings = manager.node.settings
-        self._metrics = Metrics(manager)
-        self._streams = 0
+        self.feed = ChangeFeed(self._settings)
+        self._metrics = Metrics(manager, self.feed)
         self._decoder = EventDecoder(self._settings.dim, self._settings.attributes, manager.node.embed)
         publishing = Publishing(manager, self._decoder)
-        errors = (IsothermError, Exception)
-        self.app = Starlette(
-            routes=[
-                Route("/v1/memories", publishing.publish, methods=["POST"]),
-                Route("/v1/memories/{id:path}", publishing.delete, methods=["DELETE"]),
-                *Reads(manager, self._metrics, self._decoder, self._body).routes,
-                Route("/v1/tiers", self.tiers, methods=["GET"]),
-                Route("/v1/changes", self.changes, methods=["GET"]),
-                *Operator(manager).routes(),
-                Route("/healthz", self.healthz, methods=["GET"]),
-                Route("/readyz", self.readyz, methods=["GET"]),
-                Route("/metrics", self.metrics, methods=["GET"]),
-            ],
-            exception_handlers=dict.fromkeys(errors, on_error),
+        self.keyring = keyring_of(self._settings)
+        self.edge = Edge(
+            {
+                "publish": publishing.publish,
+                "deleteMemory": publishing.delete,
+                **Reads(manager, self._metrics, self._decoder, self._body).handlers,
+                **sql_handlers(manager, self._body),
+                "tiers": self.tiers,
+                "changes": self.changes,
+                **Operator(manager).handlers(),
+                **Keeping(manager, self._body).handlers(),
+                "healthz": self.healthz,
+                "readyz": self.readyz,
+                "metrics": self.metrics,
+                **Descriptions(self._settings).handlers(),
+            },
+            Guard(self._settings.gateway, self.keyring),
         )
+        verbose = self._settings.log.level == "debug"
+        seen = Middleware(
+            Seen,
+            counts=self._metrics.http,
+            tracing=manager.node.tracing,
+            routes=self.edge.routes,
+            verbose=verbose,
+        )
+        self.app = self.edge.app([seen])
+
+    def stop(self) -> None:
+        """Take no more requests, and let the change streams end with a word."""
+        self.edge.stopping = True
+        self.feed.end()
 
     # -- looking -----------------------------------------------------------------------------------------------------
 
-    async def tiers(self, _: Request) -> Response:
-        """GET /v1/tiers: occupancy, limits and flow."""
-        return answer_json(await self._manager.tiers())
+    async def tiers(self, request: Request) -> Response:
+        """GET /v1/tiers: occupancy, limits and flow; of a key with some namespaces, what these have where."""
+        return answer_json(await visible_tiers(self._manager, principal_of(request), now_ms()))
 
     async def changes(self, request: Request) -> Response:
         """GET /v1/changes: tier changes as server-sent events; resume with Last-Event-ID, or ?from=beginning."""
         start = request.headers.get("last-event-id") or request.query_params.get("from", "end")
         if start not in ("beginning", "end"):
             decode_cursor(start)
-        if self._streams >= self._settings.gateway.streams_max:
-            return problem(429, "too-many-streams", f"at most {self._settings.gateway.streams_max} streams at once")
-        return StreamingResponse(self._change_stream(start), media_type="text/event-stream")
+        wanted, namespaces = selection_of(request), principal_of(request).namespaces
 
-    async def _change_stream(self, start: str) -> AsyncIterator[bytes]:
-        """One Kafka consumer a client: a slow client slows only itself, and Kafka is the buffer."""
-        self._streams += 1
-        try:
-            yield b"retry: 1000\n\n"
-            async with aclosing(subscribe_changes(self._settings.kafka, start=start)) as feed:
-                async for announced in feed:
-                    body = events.encode_change(announced.change)
-                    yield b"id: %s\nevent: change\ndata: %s\n\n" % (announced.cursor.encode(), body)
-        finally:
-            self._streams -= 1
+        def shown(change: Change) -> Change | None:
+            allowed = visible_change(change, namespaces)
+            return None if allowed is None else wanted(allowed)
+
+        return ChangeStream(self.feed, self._settings.gateway, start, shown)
 
     # -- the process -------------------------------------------------------------------------------------------------
 
@@ -96,7 +115,22 @@ class Gateway:
 
     async def metrics(self, _: Request) -> Response:
         """GET /metrics: Prometheus text."""
-        return Response(self._metrics.render(), media_type="text/plain; version=0.0.4")
+        return Response(await self._metrics.render(), media_type=METRICS_TYPE)
 
     async def _body(self, request: Request) -> bytes:
-        return await read_body(request, self._settings.gateway.body_bytes_max)
+        limits = self._settings.gateway
+        return await read_body(request, limits.body_bytes_max, limits.request_s)
+
+
+def selection_of(request: Request) -> Selection:
+    """Return which changes a request wants; InvalidRecord names a list that has something unknown in it."""
+    known = {"kinds": ("home", "copy"), "tiers": tuple(tier.word for tier in TierName)}
+    chosen: dict[str, frozenset[str]] = {}
+    for name in ("kinds", "tiers", "reasons", "namespaces"):
+        if (text := request.query_params.get(name)) is None:
+            continue
+        chosen[name] = frozenset(text.split(","))
+        for word in chosen[name]:
+            if word not in known.get(name, (word,)) or not word:
+                raise InvalidRecord(name, f"{word[:64]!r} is none of the {name}: {', '.join(known.get(name, ()))}")
+    return Selection(**chosen)

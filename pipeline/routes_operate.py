@@ -1,31 +1,29 @@
 """The operator's routes: clear a tier, hint at a move, ask why a record is where it is.
 
-`_allowed` is the one place where scope is checked. Until there are API keys the gateway listens on loopback only, and
-every program of the machine may operate it; a browser may not on behalf of another site, nor by a name that someone
-made point here.
+Who may is asked before a request comes here (`pipeline/guard.py`); which records, in `_facts`.
 """
 
 from __future__ import annotations
 
 import asyncio
 from typing import Any
-from urllib.parse import urlsplit
 
 import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route
 
 from consumers.history import History, history
 from pipeline import why
 from pipeline.app import now_ms
+from pipeline.auth import principal_of
+from pipeline.codes import codes
+from pipeline.edge import Handler
 from pipeline.manager import MemoryManager
 from pipeline.problems import problem
 from pipeline.why import Facts, time_text
 from tiers import record
 from tiers.tier import TierName
 
-LOOPBACK = ("127.0.0.1", "::1", "localhost")
 PROMOTE_READS = (
     100  # reads that an operator's hint counts for: far above what admits a copy, and it fades like any heat
 )
@@ -37,38 +35,36 @@ _encode = msgspec.json.Encoder().encode
 
 
 class Operator:
-    """Handlers over one manager; `routes` are mounted by the gateway."""
+    """Handlers over one manager; `handlers` are mounted by the gateway."""
 
     def __init__(self, manager: MemoryManager) -> None:
         self._manager = manager
         self._histories = asyncio.Semaphore(HISTORIES)
 
-    def routes(self) -> list[Route]:
-        """Return the routes."""
-        return [
-            Route("/v1/tiers/{tier}:clear", self.clear, methods=["POST"]),
-            Route("/v1/memories/{id:path}:promote", self.promote, methods=["POST"]),
-            Route("/v1/memories/{id:path}:demote", self.demote, methods=["POST"]),
-            Route("/v1/why/{id:path}", self.why, methods=["GET"]),
-        ]
-
-    @staticmethod
-    def _allowed(request: Request) -> Response | None:
-        """Return the refusal, or None: where the scope of a credential will be asked."""
-        origin = request.headers.get("origin")
-        named = [request.headers.get("host", ""), *([urlsplit(origin).netloc] if origin else [])]
-        if all(urlsplit(f"//{name}").hostname in LOOPBACK for name in named) and len(set(named)) == 1:
-            return None
-        return problem(403, "forbidden", "operating is for programs of this machine, not for pages of other sites")
+    def handlers(self) -> dict[str, Handler]:
+        """Return the handlers by operation."""
+        return {
+            "clear": self.clear,
+            "reindex": self.reindex,
+            "promote": self.promote,
+            "demote": self.demote,
+            "why": self.why,
+        }
 
     # -- changing ----------------------------------------------------------------------------------------------------
 
     async def clear(self, request: Request) -> Response:
         """POST /v1/tiers/{tier}:clear: delete, for good, every record whose home is that tier."""
-        if (refusal := self._allowed(request)) is not None:
-            return refusal
         tier = request.path_params["tier"]
         return _json({"tier": tier, "cleared": await self._manager.clear(tier)})
+
+    async def reindex(self, _: Request) -> Response:
+        """POST /v1/index:reindex: train the codebook anew and code everything by it, in the background; 202."""
+        node = self._manager.node
+        if not node.coder.reindex.request():
+            detail = "there is no codebook yet: one is trained once index.train_rows vectors lie below hot"
+            return problem(409, "no-codebook", detail)
+        return _json(codes(node), 202)
 
     async def promote(self, request: Request) -> Response:
         """POST /v1/memories/{id}:promote: a hint on the access topic; 202."""
@@ -101,11 +97,9 @@ class Operator:
 
     async def _hinted(self, request: Request) -> Facts | Response:
         """Return what is known of the record that a hint is about, or the refusal."""
-        if (refusal := self._allowed(request)) is not None:
-            return refusal
         identifier = record.check_id(request.path_params["id"])
         self._manager.check_ready()
-        what = self._facts(identifier)
+        what = self._facts(request, identifier)
         if what is None or what.deleted:
             return problem(404, "not-found", f"no memory {identifier!r}")
         return what
@@ -120,13 +114,20 @@ class Operator:
         """GET /v1/why/{id}: where a record is, which rule put it there, and which will move it next."""
         identifier = record.check_id(request.path_params["id"])
         self._manager.check_ready()
-        what = self._facts(identifier)
+        what = self._facts(request, identifier)
         if what is None:
             return problem(404, "not-found", f"no memory {identifier!r}")
         async with self._histories:
             kafka = self._manager.node.settings.kafka
-            past = await history(kafka, what.partition, identifier, deadline_s=HISTORY_S, messages_max=HISTORY_MESSAGES)
-        what = self._facts(identifier) or what  # it may have moved while the topic was read
+            past = await history(
+                kafka,
+                what.partition,
+                identifier,
+                deadline_s=HISTORY_S,
+                messages_max=HISTORY_MESSAGES,
+                version=record.version_text(what.version),
+            )
+        what = self._facts(request, identifier) or what  # it may have moved while the topic was read
         usages = await self._manager.node.usages()
         settings, queue = self._manager.node.settings, self._manager.node.index.queue
         last = why.last_move(what, past)
@@ -135,6 +136,8 @@ class Operator:
             **_shown(what),
             "because": why.because(what, last, settings.policy),
             "last_move": last,
+            "decided": why.decided(what, past),
+            "usage": {name.word: round(usage.fraction, 4) for name, usage in usages.items()},
             "next": {"rule": ahead.rule, "to": _word(ahead.target), "in_s": ahead.in_s, "text": ahead.text},
             "policy": settings.policy,
             "superseded": [
@@ -144,7 +147,10 @@ class Operator:
         }
         return _json(answer)
 
-    def _facts(self, identifier: str) -> Facts | None:
+    def _facts(self, request: Request, identifier: str) -> Facts | None:
+        """Return what is known of a record; what the caller may not see is not known (R12)."""
+        if not principal_of(request).sees(identifier):
+            return None
         node = self._manager.node
         return why.facts(node.index, identifier, node.settings.policy.heat_half_life_s, now_ms())
 

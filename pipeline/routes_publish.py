@@ -18,9 +18,11 @@ import numpy as np
 from starlette.requests import Request
 from starlette.responses import Response
 
+from pipeline.auth import ForeignNamespace, Principal, check_write, principal_of
 from pipeline.body import NDJSON_TYPE, media_type, read_body
 from pipeline.manager import MemoryManager
 from pipeline.problems import problem
+from pipeline.questions import NewMemory
 from producers import columns, duplicates, judge
 from producers.decoder import EventDecoder, unpack
 from producers.events import ARROW_TYPE, JSON_TYPE, MSGPACK_TYPE, Event
@@ -30,12 +32,6 @@ from tiers.record import Row
 
 _encode = msgspec.json.Encoder().encode
 _BAD_BODY = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
-
-
-class NewMemory(Event, kw_only=True):
-    """One record to publish: an event with its id."""
-
-    id: str
 
 
 _memory = msgspec.json.Decoder(NewMemory)
@@ -63,21 +59,26 @@ class Publishing:
     async def publish(self, request: Request) -> Response:
         """POST /v1/memories: publish one memory or many, all or (when one is bad) none; answers 202 with the token."""
         kind = media_type(request)
-        body = await read_body(request, self._settings.body_bytes_max)
+        body = await read_body(request, self._settings.body_bytes_max, self._settings.request_s)
         try:
-            count, token = await (self._rows(body) if kind == ARROW_TYPE else self._events(kind, body))
+            who = principal_of(request)
+            count, token = await (self._rows(body, who) if kind == ARROW_TYPE else self._events(kind, body, who))
         except BadMemory as error:
-            field = field_of(error)
-            more = {"field": field, "reason": error.reason, "position": error.position}
+            more: dict[str, Any] = {"field": field_of(error), "reason": error.reason, "position": error.position}
+            if error.reason == "namespace":
+                return problem(403, "forbidden", str(error), **more)
             return problem(400, "invalid", str(error), **more)
         return Response(_encode({"token": token, "published": count}), 202, media_type=JSON_TYPE)
 
     async def delete(self, request: Request) -> Response:
         """DELETE /v1/memories/{id}: publish a tombstone; answers 202 with the token."""
-        token = await self._manager.delete(record.check_id(request.path_params["id"]))
+        identifier = record.check_id(request.path_params["id"])
+        if not principal_of(request).sees(identifier):
+            return problem(403, "forbidden", str(ForeignNamespace(identifier)), field="id", reason="namespace")
+        token = await self._manager.delete(identifier)
         return Response(_encode({"token": token}), 202, media_type=JSON_TYPE)
 
-    async def _rows(self, body: bytes) -> tuple[int, str]:
+    async def _rows(self, body: bytes, principal: Principal) -> tuple[int, str]:
         """Publish an Arrow stream."""
         limit = min(self._settings.records_max, columns.rows_max(self._decoder.dim))
         rows = columns.read(body, limit, max(columns.BYTES_MAX, self._settings.body_bytes_max))
@@ -86,9 +87,11 @@ class Publishing:
         _, faults = judge.judge(rows, self._decoder.dim, self._decoder.attributes, now_ms)
         for at, fault in faults.items():
             raise BadMemory(at, fault)
+        for at, identifier in enumerate(rows["id"].to_pylist() if principal.namespaces is not None else ()):
+            _check_write(at, identifier.decode(), principal)
         return rows.num_rows, await self._manager.node.producer.send_rows(rows)
 
-    async def _events(self, kind: str, body: bytes) -> tuple[int, str]:
+    async def _events(self, kind: str, body: bytes, principal: Principal) -> tuple[int, str]:
         """Publish what came one by one, in the form in which it came."""
         values = _split(kind, body)
         self._check_count(len(values))
@@ -100,6 +103,7 @@ class Publishing:
                 row = self._decoder.row(record.check_id(identifier), 0, event, time.time_ns() // 1_000_000)
             except InvalidRecord as error:
                 raise BadMemory(at, error) from error
+            _check_write(at, identifier, principal)
             ready.append((identifier, _packed(row, event) if kind == MSGPACK_TYPE else _json(row, event)))
         token = await self._manager.publish(ready, MSGPACK_TYPE if kind == MSGPACK_TYPE else JSON_TYPE)
         return len(ready), token
@@ -109,12 +113,25 @@ class Publishing:
             raise InvalidRecord("body", f"publish 1 to {self._settings.records_max} memories at once, not {count}")
 
 
+def _check_write(at: int, identifier: str, principal: Principal) -> None:
+    try:
+        check_write(principal, [identifier])
+    except ForeignNamespace as error:
+        raise BadMemory(at, error) from error
+
+
 def field_of(error: InvalidRecord) -> str:
     """Return the field that an error is about: what the parser names, else what the reason begins with."""
     named = re.search(r"`\$\.(\w+)", str(error))
     if named:
         return named[1]
-    whole = {"event_time": "event_time", "ttl": "ttl_s", "attribute": "attributes", "tombstone": "deleted"}
+    whole = {
+        "namespace": "id",
+        "event_time": "event_time",
+        "ttl": "ttl_s",
+        "attribute": "attributes",
+        "tombstone": "deleted",
+    }
     return whole.get(error.reason) or whole.get(word := error.reason.partition("_")[0], word)
 
 

@@ -14,23 +14,26 @@ from typing import Any, TypeVar
 import msgspec
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
-from starlette.routing import Route
 
 from pipeline.answers import (
     ARROW,
-    DEFAULT_FIELDS,
     NDJSON,
+    Allowance,
     ArrowAnswer,
     answer_json,
     check_include,
     envelope,
     lines,
+    listed,
     shown,
     wants_arrow,
 )
+from pipeline.auth import Principal, narrowed, principal_of
 from pipeline.manager import MemoryManager
 from pipeline.metrics import Metrics
 from pipeline.problems import problem, unreadable
+from pipeline.questions import Asked, Retrieve, Search, Searches
+from pipeline.visible import visible_result
 from producers.decoder import EventDecoder
 from producers.events import Event
 from tiers import record
@@ -40,44 +43,6 @@ from tiers.tier import Hit, Query, Result, TierName
 
 T = TypeVar("T")
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-
-
-class Asked(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """What every question may say: which records, from which tiers, by when, and what of them to show."""
-
-    filter: str | None = None
-    time_from: datetime | None = msgspec.field(default=None, name="from")
-    time_to: datetime | None = msgspec.field(default=None, name="to")
-    tiers: list[str] | None = None
-    deadline_ms: float | None = None
-    at_least: str | None = None
-    include: tuple[str, ...] = DEFAULT_FIELDS
-
-
-class Search(Asked, kw_only=True, forbid_unknown_fields=True):
-    """The k nearest to exactly one of `vector`, `vector_b64`, `text` or the record `id`."""
-
-    vector: list[float] | None = None
-    vector_b64: bytes | None = None
-    text: str | None = None
-    id: str | None = None
-    k: int = 10
-    exact: bool = False
-    explain: bool = False
-
-
-class Searches(Search, kw_only=True, forbid_unknown_fields=True):
-    """One search, or several as `queries`."""
-
-    queries: list[Search] | None = None
-
-
-class Retrieve(Asked, kw_only=True, forbid_unknown_fields=True):
-    """Records by `ids`, or a page of those that meet the criteria; `cursor` goes on after the last page."""
-
-    ids: list[str] | None = None
-    limit: int = 100
-    cursor: str | None = None
 
 
 class Reads:
@@ -93,22 +58,22 @@ class Reads:
         self._manager, self._metrics, self._decoder, self._body = manager, metrics, decoder, body
         self._settings = manager.node.settings
         self._shape = record.schema(self._settings.dim, self._settings.attributes)
-        self.routes = [
-            Route("/v1/memories", self.everything, methods=["GET"]),
-            Route("/v1/memories/{id:path}", self.one, methods=["GET"]),
-            Route("/v1/search", self.search, methods=["POST"]),
-            Route("/v1/retrieve", self.retrieve, methods=["POST"]),
-        ]
+        self.handlers = {
+            "listMemories": self.everything,
+            "getMemory": self.one,
+            "search": self.search,
+            "retrieve": self.retrieve,
+        }
 
     async def one(self, request: Request) -> Response:
         """GET /v1/memories/{id}: the newest version, its tier, or 404."""
         identifier = record.check_id(request.path_params["id"])
-        asked = _parameters(request, "include", "tiers", "at_least", "deadline_ms")
+        asked = _parameters(request)
         include = check_include(asked.include)
-        result = await self._ask("get", query_of(asked, ids=[identifier]))
+        result = await self._ask("get", query_of(asked, ids=[identifier]), principal_of(request))
         if result.hits:
             if wants_arrow(request):
-                return self._arrow([result], include, envelope(result))
+                return self._arrow([result], include, envelope(result), [1])
             return answer_json(shown(result.hits[0], include))
         if not result.complete:
             return problem(503, "tier-unavailable", f"tiers {result.missed} did not answer", missed=result.missed)
@@ -116,26 +81,20 @@ class Reads:
 
     async def search(self, request: Request) -> Response:
         """POST /v1/search: the k nearest memories, and how complete the answer is; several questions at once too."""
-        asked = decoded(await self._body(request), Searches)
+        asked, principal = decoded(await self._body(request), Searches), principal_of(request)
         if asked.queries is None:
-            query = await self._nearest(asked)
-            result = await self._ask("search", query)
-            if wants_arrow(request):
-                return self._arrow([result], query.include, envelope(result), scored=True)
-            return answer_json(_searched(result, query.include))
+            query = await self._nearest(asked, principal)
+            result = await self._ask("search", query, principal)
+            return self._searched(request, [result], [query.include])
         several = self._several(asked, asked.queries)
-        queries = [await self._numbered(at, self._nearest(each)) for at, each in enumerate(several)]
+        queries = [await self._numbered(at, self._nearest(each, principal)) for at, each in enumerate(several)]
         if wants_arrow(request):  # one table has the same columns for all
             every = frozenset().union(*(query.include for query in queries))
             queries = [replace(query, include=every) for query in queries]
         results = await asyncio.gather(
-            *(self._numbered(at, self._ask("search", query)) for at, query in enumerate(queries))
+            *(self._numbered(at, self._ask("search", query, principal)) for at, query in enumerate(queries))
         )
-        if wants_arrow(request):
-            around = {"results": [envelope(result) for result in results]}
-            return self._arrow(results, every, around, scored=True)
-        asked_and_found = zip(results, queries, strict=True)
-        return answer_json({"results": [_searched(result, query.include) for result, query in asked_and_found]})
+        return self._searched(request, results, [query.include for query in queries], several=True)
 
     async def retrieve(self, request: Request) -> Response:
         """POST /v1/retrieve: memories by ids, or a page of those that meet filter and times."""
@@ -144,20 +103,21 @@ class Reads:
         if asked.ids is not None and asked.cursor is not None:
             raise InvalidRecord("cursor", "ids are answered whole: there is no cursor")
         query = query_of(asked, ids=asked.ids, limit=asked.limit, cursor=asked.cursor)
-        result = await self._ask("retrieve", query)
-        around = {**envelope(result), "cursor": result.cursor}
+        result = await self._ask("retrieve", query, principal_of(request))
+        whole = self._allowance().take(result.hits, include)
+        around = {**envelope(result, whole), "cursor": result.cursor}
         if wants_arrow(request):
-            return self._arrow([result], include, around)
-        return answer_json({"hits": [shown(hit, include) for hit in result.hits], **around})
+            return self._arrow([result], include, around, [whole])
+        return answer_json({"hits": listed(result.hits, include, whole), **around})
 
     async def everything(self, request: Request) -> Response:
         """GET /v1/memories: every memory that meets ?filter=, ?from=, ?to=, ?tiers=, by id, as NDJSON or Arrow.
 
         What fails before the first record is a problem object; later it breaks the stream, which then has no end.
         """
-        asked = _parameters(request, "include", "tiers", "filter", "from", "to")
+        asked = _parameters(request)
         include = check_include(asked.include)
-        pages = self._manager.pages(query_of(asked))
+        pages = self._manager.pages(narrowed(query_of(asked), principal_of(request)))
         first: Sequence[Hit] = await anext(pages, [])
         arrow = ArrowAnswer(self._shape, include) if wants_arrow(request) else None
 
@@ -172,9 +132,10 @@ class Reads:
 
     # -- inside ------------------------------------------------------------------------------------------------------
 
-    async def _ask(self, route: str, query: Query) -> Result:
-        result = await self._manager.retrieve(query)
-        self._metrics.query_seconds.labels(route).observe(result.took_ms / 1000)
+    async def _ask(self, route: str, query: Query, principal: Principal) -> Result:
+        """Answer with what the principal may see, and nothing else (R12)."""
+        result = visible_result(await self._manager.retrieve(narrowed(query, principal)), principal)
+        self._metrics.reads.answered(route, result)
         return result
 
     def _several(self, around: Searches, queries: list[Search]) -> list[Search]:
@@ -193,23 +154,18 @@ class Reads:
         except InvalidRecord as error:
             raise InvalidRecord(f"queries[{at}].{error.reason}", f"query {at}: {error}") from error
 
-    async def _nearest(self, asked: Search) -> Query:
+    async def _nearest(self, asked: Search, principal: Principal) -> Query:
         include = check_include(asked.include)
-        return query_of(
-            asked,
-            vector=await self._vector(asked),
-            k=asked.k,
-            exact=asked.exact,
-            include=include,
-            explain=asked.explain,
-        )
+        vector = await self._vector(asked, principal)
+        return query_of(asked, vector=vector, k=asked.k, exact=asked.exact, include=include, explain=asked.explain)
 
-    async def _vector(self, asked: Search) -> Floats:
+    async def _vector(self, asked: Search, principal: Principal) -> Floats:
         given = [name for name in ("vector", "vector_b64", "text", "id") if getattr(asked, name) is not None]
         if len(given) != 1:
             raise InvalidRecord("vector", f"give exactly one of vector, vector_b64, text and id, not {given}")
         if asked.id is not None:
-            found = await self._manager.retrieve(Query(ids=[record.check_id(asked.id)], at_least=asked.at_least))
+            query = Query(ids=[record.check_id(asked.id)], at_least=asked.at_least)
+            found = await self._manager.retrieve(narrowed(query, principal))
             if not found.hits or found.hits[0].row.vector is None:
                 raise InvalidRecord("id", f"no memory {asked.id!r} to search from")
             return found.hits[0].row.vector
@@ -218,11 +174,40 @@ class Reads:
         assert vector is not None, "an event always has a vector"
         return vector
 
+    def _searched(
+        self,
+        request: Request,
+        results: Sequence[Result],
+        includes: Sequence[frozenset[str]],
+        *,
+        several: bool = False,
+    ) -> Response:
+        """Answer one search, or several; together they carry no more than one answer may."""
+        allowance = self._allowance()
+        wholes = [allowance.take(result.hits, include) for result, include in zip(results, includes, strict=True)]
+        around = [envelope(result, whole) for result, whole in zip(results, wholes, strict=True)]
+        if wants_arrow(request):
+            shape: object = {"results": around} if several else around[0]
+            return self._arrow(results, frozenset().union(*includes), shape, wholes, scored=True)
+        asked = zip(results, includes, wholes, around, strict=True)
+        answers = [{"hits": listed(result.hits, include, whole), **says} for result, include, whole, says in asked]
+        return answer_json({"results": answers} if several else answers[0])
+
+    def _allowance(self) -> Allowance:
+        return Allowance(self._settings.gateway.answer_bytes_max)
+
     def _arrow(
-        self, results: list[Result], include: Iterable[str], around: object, *, scored: bool = False
+        self,
+        results: Sequence[Result],
+        include: Iterable[str],
+        around: object,
+        wholes: Sequence[int],
+        *,
+        scored: bool = False,
     ) -> Response:
         stream = ArrowAnswer(self._shape, include, around, scored=scored)
-        parts = [stream.bytes_of(result.hits, at) for at, result in enumerate(results)]
+        asked = zip(results, wholes, strict=True)
+        parts = [stream.bytes_of(result.hits, at, whole) for at, (result, whole) in enumerate(asked)]
         return Response(b"".join([*parts, stream.end()]), media_type=ARROW)
 
 
@@ -234,16 +219,17 @@ def decoded(body: bytes, kind: type[T]) -> T:
         raise unreadable(error) from error
 
 
-def _parameters(request: Request, *known: str) -> Asked:
-    """Return what a query string asks; InvalidRecord names a parameter that is unknown or wrong."""
+def _parameters(request: Request) -> Asked:
+    """Return what a query string asks; InvalidRecord names a parameter that is wrong."""
     given: dict[str, Any] = dict(request.query_params)
-    for name in given:
-        if name not in known:
-            raise InvalidRecord(name, f"there is no parameter {name!r}; there are {', '.join(known)}")
     for name in {"include", "tiers"} & given.keys():
         given[name] = [word for word in given[name].split(",") if word]
     try:
-        return msgspec.convert(given, Asked, strict=False)
+        if (text := given.get("deadline_ms")) is not None:  # the only one that is no text; else "4" would be a date
+            given["deadline_ms"] = msgspec.convert({"deadline_ms": text}, Asked, strict=False).deadline_ms
+            if given["deadline_ms"] is None:
+                raise InvalidRecord("deadline_ms", f"deadline_ms: {text!r} is no number")
+        return msgspec.convert(given, Asked)
     except msgspec.ValidationError as error:
         raise unreadable(error) from error
 
@@ -277,7 +263,3 @@ def _tiers(names: list[str] | None) -> frozenset[TierName]:
         if name not in known:
             raise InvalidRecord("tiers", f"{name!r} is no tier; they are {', '.join(known)}")
     return frozenset(known[name] for name in names)
-
-
-def _searched(result: Result, include: Iterable[str]) -> dict[str, Any]:
-    return {"hits": [shown(hit, include) for hit in result.hits], **envelope(result)}

@@ -1,8 +1,9 @@
-"""Runs a node with its gateway: uvicorn embedded in the same loop, signals ours, one orderly stop."""
+"""Runs a node with its gateway: uvicorn in the same loop, signals ours, one orderly stop (the gateway first)."""
 
 from __future__ import annotations
 
 import asyncio
+import math
 import signal
 import socket
 from collections.abc import Callable, Iterator
@@ -11,6 +12,8 @@ from contextlib import contextmanager
 import structlog
 import uvicorn
 
+from pipeline.bounds import bounded
+from pipeline.guard import check_exposed
 from pipeline.manager import MemoryManager
 from pipeline.routes import Gateway
 from pipeline.settings import Settings
@@ -18,8 +21,6 @@ from tiers.errors import ServiceMissing
 from tiers.tier import TierName
 
 log = structlog.get_logger()
-
-GRACE_S = 2  # requests in flight get this long at a stop; an open change stream is cut then
 
 
 class Server(uvicorn.Server):
@@ -37,9 +38,11 @@ class HttpService:
     name = "gateway"
 
     def __init__(self, settings: Settings) -> None:
+        check_exposed(settings)
         self._settings = settings.gateway
         family = socket.AF_INET6 if ":" in self._settings.host else socket.AF_INET
-        self._socket = socket.socket(family, socket.SOCK_STREAM)
+        # The protocol is named, or asyncio leaves Nagle on: 40 ms an answer on a kept connection (uvloop never does).
+        self._socket = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             self._socket.bind((self._settings.host, self._settings.port))
@@ -51,6 +54,7 @@ class HttpService:
             ) from error
         self.address = f"http://{self._settings.host}:{self._socket.getsockname()[1]}"
         self.gateway: Gateway | None = None
+        self._drain, self._drained = asyncio.Event(), asyncio.Event()
 
     def listen(self) -> None:
         """Take connections from now on; they are answered once `run` serves."""
@@ -59,19 +63,39 @@ class HttpService:
     async def run(self, stop: asyncio.Event) -> None:
         """Serve until stopped; requests in flight are finished first."""
         assert self.gateway is not None, "the gateway is attached once the manager is open"
+        gateway, drain_s = self.gateway, self._settings.drain_s
         config = uvicorn.Config(
-            self.gateway.app, log_config=None, access_log=False, lifespan="off", timeout_graceful_shutdown=GRACE_S
+            gateway.app,
+            http=bounded(self._settings),
+            ws="none",
+            log_config=None,
+            access_log=False,
+            lifespan="off",
+            timeout_graceful_shutdown=math.ceil(drain_s),
         )
         server = Server(config)
 
         async def watch() -> None:
-            await stop.wait()
+            stopped = group.create_task(stop.wait(), name="node-stop")
+            asked = group.create_task(self._drain.wait(), name="gateway-drain")
+            await asyncio.wait({stopped, asked}, return_when=asyncio.FIRST_COMPLETED)
+            asked.cancel()
+            gateway.stop()
             server.should_exit = True
 
         async with asyncio.TaskGroup() as group:
             watcher = group.create_task(watch(), name="gateway-stop")
+            feed = group.create_task(gateway.feed.run(), name="change-feed")
             await server.serve(sockets=[self._socket])
+            feed.cancel()
             watcher.cancel()
+            self._drained.set()
+            await stop.wait()  # a service that ends before the node does is a failure
+
+    async def drain(self) -> None:
+        """Finish the requests in flight, take no more, and return; the node still runs."""
+        self._drain.set()
+        await self._drained.wait()
 
 
 async def serve(settings: Settings, started: Callable[[MemoryManager, str], None] | None = None) -> None:
@@ -95,5 +119,6 @@ async def serve(settings: Settings, started: Callable[[MemoryManager, str], None
             started(manager, http.address)
         await stop.wait()
         log.info("node.stopping")
+        await http.drain()  # while everything that an answer needs still runs
     census = manager.node.index.census()
     log.info("node.stopped", records={tier.word: int(census[tier, 0]) for tier in TierName})

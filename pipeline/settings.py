@@ -12,12 +12,15 @@ import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import urlsplit
 
 import msgspec
 
 from consumers.commit import CommitSettings
 from consumers.demote import MoveSettings
+from pipeline.snapshot import SnapshotSettings
+from pipeline.sql_settings import SqlSettings
+from pipeline.tracing import TraceSettings
 from producers.access import AccessSettings
 from producers.age import AgeSettings
 from producers.expiry import ExpirySettings
@@ -29,22 +32,28 @@ from tiers.glacier_settings import GlacierSettings
 from tiers.hot import HotSettings
 from tiers.policy import PolicySettings
 from tiers.record import ATTRIBUTE_TYPES
+from tiers.saved import PARTITIONS_MAX
 from tiers.score import METRICS
 from tiers.warm_settings import WarmSettings
 
 ENVIRONMENT = "ISOTHERM_"
 CONFIG = "ISOTHERM_CONFIG"
+#: What the environment tells others: where settings are, where the gateway is and who asks it, which loop to run.
+NO_SETTINGS = frozenset({CONFIG, "ISOTHERM_URL", "ISOTHERM_KEY", "ISOTHERM_LOOP"})
 
 
 class IndexSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """`bytes_limit` bounds the codes kept for scans (0 = none); at it the oldest glacier rows lose theirs first.
 
-    A codebook is trained once `train_rows` vectors lie below hot (0 = never: every scan is exact).
+    A codebook is trained once `train_rows` vectors lie below hot (0 = never: every scan is exact). Every `recall_s`
+    (0 = never) one record asks what the codes still find; below `recall_min` the log says so.
     """
 
     bytes_limit: int = 4_294_967_296
     search_threads: int = 2
     train_rows: int = 20_000
+    recall_s: float = 60.0
+    recall_min: float = 0.9
 
 
 class NodeSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -59,21 +68,47 @@ class NodeSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
 
 class GatewaySettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Without API keys (they come later) only a loopback `host` is accepted.
+    """Without API keys the gateway starts on a loopback `host` only, and answers to that name and `hosts`.
+
+    Keys lie in `keys_file` ("" = <data>/keys), what their hashes are keyed with in `pepper_file` ("" = beside it). What
+    a key may do by default: `rate_per_s` requests, `burst` at once, `concurrent` under way (0 = no limit).
+    `refused_per_s` bounds the bad keys that one address may send. `metrics_open` shows /metrics to whoever asks.
 
     `records_max` bounds what one request publishes, lists or looks up; `queries_max` the searches in one request;
-    `deadline_ms` every read.
+    `deadline_ms` every read; `answer_bytes_max` what the hits of an answer carry. `headers_max` to `request_s` bound a
+    request before it is read. Of the change streams, `resumes_max` read the topic for themselves at once; what waits
+    for one client is bounded by `stream_events_max` and `stream_bytes_max`.
     """
 
     host: str = "127.0.0.1"
     port: int = 8080
+    hosts: list[str] = []
+    keys_file: str = ""
+    pepper_file: str = ""
+    rate_per_s: float = 1_000.0
+    burst: int = 2_000
+    concurrent: int = 64
+    refused_per_s: float = 5.0
+    metrics_open: bool = False
     body_bytes_max: int = 8_388_608
     records_max: int = 1_000
     k_max: int = 1_000
-    streams_max: int = 32
+    streams_max: int = 256
+    stream_events_max: int = 1_000
+    stream_bytes_max: int = 4_194_304
+    stream_stall_s: float = 10.0
+    stream_keepalive_s: float = 15.0
+    resumes_max: int = 8
     at_least_timeout_ms: int = 5_000
     deadline_ms: float = 10_000.0
     queries_max: int = 32
+    answer_bytes_max: int = 16_777_216
+    url_bytes_max: int = 16_384
+    headers_max: int = 100
+    header_bytes_max: int = 32_768
+    request_s: float = 30.0
+    connections_max: int = 1_000
+    drain_s: float = 10.0
 
 
 class LogSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -105,7 +140,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     commit: CommitSettings = CommitSettings()
     node: NodeSettings = NodeSettings()
     gateway: GatewaySettings = GatewaySettings()
+    sql: SqlSettings = SqlSettings()
+    snapshot: SnapshotSettings = SnapshotSettings()
     log: LogSettings = LogSettings()
+    trace: TraceSettings = TraceSettings()
 
     def owned(self) -> list[int]:
         """Return the partitions of this node."""
@@ -127,7 +165,7 @@ def load(
         except (OSError, tomllib.TOMLDecodeError) as error:
             raise SettingsError(f"{file}: {error}") from error
     for name, text in environment.items():
-        if name.startswith(ENVIRONMENT) and name != CONFIG:
+        if name.startswith(ENVIRONMENT) and name not in NO_SETTINGS:
             _put(values, name.removeprefix(ENVIRONMENT).lower().split("__"), _value(text))
     for key, value in (given or {}).items():
         _put(values, key.split("."), value)
@@ -172,7 +210,14 @@ def check(settings: Settings) -> None:
         ("dim", settings.dim, not 1 <= settings.dim <= 16_384, "a vector has 1 to 16384 floats"),
         ("metric", settings.metric, settings.metric not in METRICS, f"one of {', '.join(METRICS)}"),
         ("embedder", settings.embedder, settings.embedder not in ("", "wordllama"), "empty or wordllama"),
-        ("kafka.partitions", settings.kafka.partitions, settings.kafka.partitions < 1, "at least one partition"),
+        (
+            "kafka.partitions",
+            settings.kafka.partitions,
+            not 1 <= settings.kafka.partitions <= PARTITIONS_MAX,
+            f"1 to {PARTITIONS_MAX}",
+        ),
+        ("index.recall_s", settings.index.recall_s, settings.index.recall_s < 0, "seconds, 0 = never"),
+        ("index.recall_min", settings.index.recall_min, not 0 <= settings.index.recall_min <= 1, "a share, 0 to 1"),
         (
             "node.partitions",
             settings.node.partitions,
@@ -215,11 +260,15 @@ def check(settings: Settings) -> None:
             settings.node.lease_ttl_s <= settings.node.drain_s,
             f"the lease must outlive the drain (node.drain_s = {settings.node.drain_s:g})",
         ),
+        ("gateway.rate_per_s", settings.gateway.rate_per_s, settings.gateway.rate_per_s < 0, "0 (none) or more"),
+        ("gateway.concurrent", settings.gateway.concurrent, settings.gateway.concurrent < 0, "0 (none) or more"),
+        ("gateway.refused_per_s", settings.gateway.refused_per_s, settings.gateway.refused_per_s <= 0, "more than 0"),
+        ("trace.ratio", settings.trace.ratio, not 0 <= settings.trace.ratio <= 1, "a part of all traces: 0 to 1"),
         (
-            "gateway.host",
-            settings.gateway.host,
-            settings.gateway.host not in ("127.0.0.1", "::1", "localhost"),
-            "without API keys the gateway listens on loopback only",
+            "trace.endpoint",
+            secret.masked_url(settings.trace.endpoint),
+            urlsplit(settings.trace.endpoint).scheme not in ("http", "https"),
+            "the URL of an OTLP receiver, as in http://127.0.0.1:4318/v1/traces",
         ),
         ("log.level", settings.log.level, settings.log.level not in _LEVELS, f"one of {', '.join(_LEVELS)}"),
     ]
@@ -244,16 +293,11 @@ def schema() -> dict[str, Any]:
 def shown(settings: Settings) -> dict[str, Any]:
     """Return the settings as plain values, passwords in URLs masked."""
     values: dict[str, Any] = msgspec.to_builtins(settings)
-    values["warm"]["url"] = masked(settings.warm.url)
+    values["warm"]["url"] = secret.masked_url(settings.warm.url)
     for table in (values["warm"], values["kafka"]["security"]):
         table["password"] = secret.masked(table["password"])
-    values["glacier"]["endpoint"] = masked(settings.glacier.endpoint)
+    for name in ("endpoint", "path"):
+        values["glacier"][name] = secret.masked_url(values["glacier"][name])
+    values["trace"]["endpoint"] = secret.masked_url(settings.trace.endpoint)
+    values["trace"]["headers"] = {name: secret.masked(value) for name, value in settings.trace.headers.items()}
     return values
-
-
-def masked(url: str) -> str:
-    """Return a URL without its password."""
-    parts = urlsplit(url)
-    if parts.password is None:
-        return url
-    return urlunsplit(parts._replace(netloc=parts.netloc.replace(f":{parts.password}@", ":***@")))

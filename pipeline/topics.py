@@ -48,11 +48,17 @@ async def ensure_topics(settings: KafkaSettings, topics: Topics) -> None:
                 if code and for_code(code) is not TopicAlreadyExistsError:
                     raise ServiceMissing(f"Kafka at {settings.bootstrap} did not create topic {name}: {text}")
         for topic in await admin.describe_topics(list(topics)):
-            count = len(topic["partitions"])
-            if topic["topic"] != topics.dead_letters and topic["error_code"] == 0 and count != settings.partitions:
-                raise SettingsError(
-                    f"kafka.partitions = {settings.partitions}, but topic {topic['topic']} has {count}: a record's "
-                    "partition must never change; set the old number"
-                )
+            if topic["error_code"] == 0 and (fault := count_fault(settings, topic["topic"], len(topic["partitions"]))):
+                raise SettingsError(fault)
     finally:
         await admin.close()
+
+
+def count_fault(settings: KafkaSettings, topic: str, count: int) -> str | None:
+    """Return what is wrong with a topic's number of partitions, None where nothing is. Pure."""
+    if count == settings.partitions or topic == Topics.under(settings.prefix).dead_letters:
+        return None
+    return (
+        f"kafka.partitions = {settings.partitions}, but topic {topic} has {count}: a record's partition must never "
+        "change; set the old number"
+    )

@@ -54,7 +54,7 @@ def facts(index: Index, identifier: str, half_life_s: float, now_ms: int) -> Fac
     if found is None:
         return None
     segment, row = found
-    idle_since = np.array([now_ms - segment.heat_at[row]], np.int64)
+    idle_since = np.array([now_ms - segment.used[row]], np.int64)
     return Facts(
         id=identifier,
         version=int(segment.version[row]),
@@ -151,6 +151,25 @@ def last_move(what: Facts, past: History | None) -> dict[str, Any] | None:
     if what.moved_at:
         return {"from": None, "to": what.tier.word, "reason": what.reason, "at": time_text(what.moved_at)}
     return None
+
+
+def decided(what: Facts, past: History | None) -> dict[str, Any] | None:
+    """Return the counters that the last move was decided by, as they were then; None where no age event tells. Pure.
+
+    The record may have moved on while the topics were read: what is known then is of a move before the last.
+    """
+    told = past.decision if past is not None else None
+    here = (record.version_text(what.version), what.tier.word)
+    if told is None or (told.move.version, told.move.target) != here:
+        return None
+    return {
+        "at": time_text(told.at),
+        "reason": told.reason,
+        "age_s": told.age_ms / 1000,
+        "idle_s": told.idle_ms / 1000,
+        "heat": round(told.heat, 4),
+        "usage": told.usage,
+    }
 
 
 def time_text(milliseconds: int) -> str:

@@ -76,10 +76,11 @@ class AgeMonitor:
     async def propose(self) -> int:
         """Publish one round of advice; returns the rows named."""
         usages = await self._usages()
+        full = {name.word: usage.fraction for name, usage in usages.items()}
         named = 0
         for tier in (TierName.HOT, TierName.WARM, TierName.COLD):
             for proposal in self.candidates(tier, usages[tier], self._now_ms()):
-                value = events.encode_arrow(proposal.batch)
+                value = events.encode_arrow(events.with_usage(proposal.batch, full))
                 await self._publisher.send(self._topic, value, partition=proposal.partition)
                 named += proposal.batch.num_rows
         return named
@@ -118,7 +119,7 @@ class AgeMonitor:
             version=table["version"],
             age_ms=np.maximum(now_ms - table["born"], 0),
             idle_ms=np.maximum(now_ms - table["used"], 0),
-            heat=policy.heat_at(table["heat"], now_ms - table["heat_at"], self._rules.heat_half_life_s),
+            heat=policy.heat_at(table["heat"], now_ms - table["used"], self._rules.heat_half_life_s),
         )
         leave, pressed = policy.due(tier, columns, policy.excess(usage, self._rules), self._rules)
         # A row named recently still counts among those that leave: pressure must not name the next ones instead.
@@ -146,7 +147,7 @@ class AgeMonitor:
         return ripe
 
 
-_NEEDED = ("version", "partition", "born", "used", "heat", "heat_at", "asked")
+_NEEDED = ("version", "partition", "born", "used", "heat", "asked")
 
 
 def _resident(segment: Segment, tier: TierName) -> tuple[npt.NDArray[np.intp], dict[str, npt.NDArray[np.generic]]]:

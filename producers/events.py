@@ -16,15 +16,17 @@ from __future__ import annotations
 import base64
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import msgspec
 import numpy as np
 import pyarrow as pa
+from msgspec import Meta
 
 from tiers import record
 from tiers.errors import InvalidRecord
 from tiers.record import Floats
+from tiers.tier import TierName
 
 JSON_TYPE = "application/json"
 MSGPACK_TYPE = "application/msgpack"
@@ -32,6 +34,11 @@ ARROW_TYPE = "application/vnd.apache.arrow.stream"
 EVENT_TYPE = "io.isotherm.memory"
 
 IF_VERSION = "isotherm-if-version"  # header of a delete: "epoch.offset.row", the version that it deletes or nothing
+
+# What schemas say and decoding does not ask: whoever reads a topic must outlive what a stranger wrote there.
+TIME = {"format": "date-time"}
+TIER = {"enum": [None, *(tier.word for tier in TierName)]}
+VERSION = {"pattern": r"^\d+\.\d+\.\d+$"}
 
 Headers = Sequence[tuple[str, bytes]]
 
@@ -57,13 +64,15 @@ class Topics(NamedTuple):
 class Event(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
     """An upsert as JSON. Exactly one of `vector`, `vector_b64` (little-endian float32) and `text` is given."""
 
-    vector: list[float] | None = None
-    vector_b64: bytes | None = None
-    text: str | None = None
-    payload: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
-    attributes: dict[str, Any] | None = None
-    event_time: datetime | None = None
-    ttl_s: float | None = None
+    vector: Annotated[list[float] | None, Meta(description="Finite floats, not all zero")] = None
+    vector_b64: Annotated[bytes | None, Meta(description="Little-endian float32")] = None
+    text: Annotated[str | None, Meta(description="Words, where the node has an embedder")] = None
+    payload: Annotated[msgspec.Raw | msgspec.UnsetType, Meta(description="Any JSON, at most 256 KiB")] = msgspec.UNSET
+    attributes: Annotated[dict[str, Any] | None, Meta(description="Those that the settings declare")] = None
+    event_time: Annotated[
+        datetime | None, Meta(description="With a time zone; now if absent", extra_json_schema=TIME)
+    ] = None
+    ttl_s: Annotated[float | None, Meta(description="Seconds until it expires, at most ten years")] = None
 
 
 class PackedEvent(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
@@ -178,6 +187,22 @@ AGE = pa.schema(
 )
 
 
+USAGE = b"isotherm-usage"  # of an age event: JSON, how full each tier was when it was written, 0 to 1
+
+
+def with_usage(batch: pa.RecordBatch, fractions: Mapping[str, float]) -> pa.RecordBatch:
+    """Return an age event that says how full the tiers are: what pressure, and the choice of a target, depend on."""
+    return batch.replace_schema_metadata({USAGE: _encode({name: round(of, 4) for name, of in fractions.items()})})
+
+
+def usage_of(batch: pa.RecordBatch) -> dict[str, float] | None:
+    """Return how full the tiers were when an age event was written; None where it does not say."""
+    try:
+        return msgspec.json.decode((batch.schema.metadata or {}).get(USAGE, b""), type=dict[str, float])
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None
+
+
 def encode_arrow(batch: pa.RecordBatch) -> bytes:
     """Return a batch as an Arrow IPC stream."""
     sink = pa.BufferOutputStream()
@@ -212,14 +237,16 @@ class Change(msgspec.Struct, frozen=True, kw_only=True):
     copy goes from its home to hot, and from hot to nothing; its home stays. Copies end, unannounced, with their node.
     """
 
-    kind: str
-    source: str | None = msgspec.field(name="from")
-    target: str | None = msgspec.field(name="to")
+    kind: Annotated[str, Meta(extra_json_schema={"enum": ["home", "copy"]})]
+    source: Annotated[str | None, Meta(extra_json_schema=TIER)] = msgspec.field(name="from")
+    target: Annotated[str | None, Meta(extra_json_schema=TIER)] = msgspec.field(name="to")
     reason: str
-    policy: str
-    at: int
-    ids: list[str]
-    versions: list[str]
+    policy: Annotated[str, Meta(description="The name of the rules that decided")]
+    at: Annotated[int, Meta(description="ms since 1970")]
+    ids: Annotated[list[str], Meta(extra_json_schema={"maxItems": 1000})]
+    versions: Annotated[
+        list[Annotated[str, Meta(extra_json_schema=VERSION)]], Meta(extra_json_schema={"maxItems": 1000})
+    ]
 
 
 _change = msgspec.json.Decoder(Change)
@@ -233,6 +260,9 @@ def encode_change(change: Change) -> bytes:
 def decode_change(value: bytes | None) -> Change:
     """Return the change; InvalidRecord("change") when it is none."""
     try:
-        return _change.decode(value or b"")
+        change = _change.decode(value or b"")
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise InvalidRecord("change", f"not a change: {error}") from error
+    if len(change.ids) != len(change.versions):
+        raise InvalidRecord("change", f"{len(change.ids)} ids have {len(change.versions)} versions")
+    return change

@@ -137,3 +137,23 @@ class _Table:
         at = self._reference(number)
         count = self._read("<I", at)
         return np.frombuffer(self._data, "<i8", 2 * count, at + 4).reshape(count, 2)
+
+
+def message_bytes(head: bytes) -> int | None:
+    """Return how many bytes the message takes that begins here; 0 at the end of a stream, None when too few to tell.
+
+    InvalidRecord("arrow") when no message begins here.
+    """
+    if len(head) < 8:
+        return None
+    marker, length = struct.unpack_from("<Ii", head)
+    if marker != CONTINUATION or length < 0:
+        raise InvalidRecord("arrow", "not an Arrow IPC stream: no message begins here")
+    if length == 0:
+        return 0
+    if len(head) < 8 + length:
+        return None
+    try:
+        return int(8 + length + _positive(_Table.root(head[8 : 8 + length]).scalar(3, "<q")))
+    except (struct.error, ValueError) as error:
+        raise InvalidRecord("arrow", f"not an Arrow IPC stream: {error}") from error

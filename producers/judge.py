@@ -97,6 +97,8 @@ def ids(column: pa.Array, faults: Faults) -> pa.Array:
     faults.mark((sizes < 1) | (sizes > record.ID_BYTES_MAX), "id_size", f"an id has 1 to {record.ID_BYTES_MAX} bytes")
     found, broken = text(column)
     faults.mark(broken, "id_not_utf8", "the id is not UTF-8 text")
+    unnamed = pc.starts_with(found, "/").to_numpy(zero_copy_only=False)
+    faults.mark(unnamed, "id_namespace", "an id does not begin with a slash: its namespace would have no name")
     control = pc.match_substring_regex(found, _CONTROL).to_numpy(zero_copy_only=False)
     faults.mark(control, "id_control", "an id has no control characters")
     return found

@@ -8,6 +8,7 @@ import time
 import uuid
 from collections.abc import Mapping
 from datetime import datetime
+from functools import partial
 from types import TracebackType
 from typing import Any, Self
 
@@ -17,6 +18,7 @@ import pyarrow as pa
 from producers import columns, events, judge
 from producers.decoder import check_vector
 from producers.publisher import UNKNOWN_OFFSET, KafkaSettings, Position, Publisher
+from producers.tracing import OFF, Tracing, published, publishing
 from tiers import record
 from tiers.errors import InvalidRecord, LogUnavailable
 from tiers.record import Floats
@@ -28,6 +30,8 @@ class MemoryProducer:
     """Publishes upserts and deletes; each call answers with a token for read-your-writes (`at_least`).
 
     Use it as an async context manager. `publisher` lets a node share its own connection; `rows_max` is of a message.
+    Where a span is recording, each message has one of its own, and its `traceparent`: by `tracing`, else by the
+    program's global provider.
     """
 
     def __init__(
@@ -37,11 +41,12 @@ class MemoryProducer:
         *,
         epoch: int = 0,
         rows_max: int = columns.BATCH_ROWS,
+        tracing: Tracing = OFF,
     ) -> None:
         self._own = publisher is None
         self._publisher = publisher if publisher is not None else Publisher(settings)
         self._topic = events.Topics.under(settings.prefix).memories
-        self._epoch, self._rows_max = epoch, rows_max
+        self._epoch, self._rows_max, self._tracing = epoch, rows_max, tracing
         self._run, self._count = uuid.uuid4().hex, itertools.count()  # together the CloudEvents id of each event
 
     @classmethod
@@ -96,7 +101,7 @@ class MemoryProducer:
     ) -> asyncio.Future[Position]:
         """Publish an event encoded as `kind` (JSON or msgpack), or None to delete, without waiting."""
         key = record.check_id(identifier).encode()
-        return await self._publisher.enqueue(self._topic, value, key, headers=self._headers(kind))
+        return await self._enqueue(value, key, None, kind)
 
     async def send_batch(self, batch: pa.RecordBatch) -> str:
         """Publish every row of a batch, many to a message, and wait for the broker; returns the token of all.
@@ -114,12 +119,18 @@ class MemoryProducer:
         futures = []
         for number in np.unique(home).tolist():
             for value in columns.messages(rows.take(pa.array(np.flatnonzero(home == number))), self._rows_max):
-                headers = self._headers(events.ARROW_TYPE)
-                futures.append(await self._publisher.enqueue(self._topic, value, None, number, headers))
+                futures.append(await self._enqueue(value, None, number, events.ARROW_TYPE))
         return self.token(await asyncio.gather(*futures))
 
-    def _headers(self, kind: str) -> list[tuple[str, bytes]]:
-        return events.event_headers(SOURCE, f"{self._run}-{next(self._count)}", kind)
+    async def _enqueue(
+        self, value: bytes | None, key: bytes | None, partition: int | None, kind: str
+    ) -> asyncio.Future[Position]:
+        headers = events.event_headers(SOURCE, f"{self._run}-{next(self._count)}", kind)
+        span = publishing(self._tracing, self._topic, headers)
+        sent = await self._publisher.enqueue(self._topic, value, key, partition, headers)
+        if span is not None:
+            sent.add_done_callback(partial(published, span))
+        return sent
 
     async def delete(self, identifier: str) -> str:
         """Publish a delete and wait for the broker; returns its token."""

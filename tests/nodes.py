@@ -5,15 +5,19 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
+from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import numpy as np
 
+from pipeline import MemoryManager
 from pipeline.settings import Settings, load
 from pipeline.stack import Stack
 from tiers.record import Row
+from tiers.tier import TierName
 
 DIM = 16
 
@@ -61,6 +65,18 @@ def rows(count: int, start: int = 0, seed: int = 0) -> list[Row]:
         )
         for n in range(start, start + count)
     ]
+
+
+async def bring(memory: MemoryManager, identifier: str, *tiers: TierName) -> None:
+    """Move a record down from tier to tier, in its lane, as the policy would (a busy machine ages it past tiers)."""
+    node = memory.node
+    for source, target in pairwise(tiers):
+        entry = node.index.find(identifier)
+        assert entry is not None
+        key = [(identifier, entry.version)]
+        await node.lanes[entry.partition].perform(
+            partial(node.mover.move, entry.partition, source, target, "age" if source is TierName.HOT else "idle", key)
+        )
 
 
 async def until(condition: Callable[[], bool | Awaitable[bool]], timeout_s: float = 30.0) -> None:

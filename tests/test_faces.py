@@ -33,6 +33,7 @@ def loaded_by(statement: str) -> list[str]:
         "import consumers; consumers.subscribe_changes",
         "import tiers; tiers.Query; tiers.Receipt",
         "import tiers; tiers.HotMemory",
+        "import pipeline.client; pipeline.client.AsyncClient",
         "import tiers, producers, consumers, pipeline",
     ],
 )

@@ -14,6 +14,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext
+from functools import partial
+from pathlib import Path
 
 import msgspec
 import numpy as np
@@ -24,11 +26,13 @@ from tiers.alone import choose, find, open_alone, settle
 from tiers.cold_rows import PAGE_ROWS, ColdRows
 from tiers.errors import ServiceMissing, SettingsError
 from tiers.index import Index
-from tiers.record import Row
+from tiers.listed import Known
+from tiers.record import Int64s, Row
 from tiers.tier import Location, Places, Query, Receipt, Result, TierName, Usage, Vectors
 from tiers.worker import SerialExecutor
 
 READERS = 2  # threads
+ENTRY_ROWS = 16_384  # listed at once without their vectors; with them, where some are needed, 18 MB at 256 dimensions
 PROOF = "fdatasync of DuckDB's WAL at commit"
 
 
@@ -174,6 +178,35 @@ class ColdMemory:
         for start in range(0, len(slots), PAGE_ROWS):
             page = slots[start : start + PAGE_ROWS]
             batch = await self._writer.run(self._rows.page, int(page[0]), int(page[-1]))
+            if batch.num_rows:
+                yield batch
+
+    async def slots(self) -> tuple[Int64s, Int64s]:
+        """Return the slots of all rows, and those that the side file alone has, in growing order."""
+        return await self._writer.run(self._rows.both_slots)
+
+    async def survey(self, first: int, last: int) -> tuple[pa.RecordBatch, list[int]]:
+        """Return the rows of slots first to last as DuckDB has them, and the positions where the side file differs."""
+        return await self._writer.run(self._rows.survey, first, last)
+
+    async def mend(self, wrong: Sequence[Location], extra: Int64s) -> None:
+        """Make the side file what DuckDB has: rows that it shows otherwise, and slots that it alone has."""
+        await self._writer.run(self._rows.recover, wrong)
+        await self._writer.run(self._rows.release, extra)
+
+    async def copy(self, target: Path, bytes_max: int) -> int:
+        """Copy the database file as it is at one moment; every row there is has a slot below the one returned.
+
+        Writes wait meanwhile (about 0.6 s for 360 MB). TierFull, TierUnavailable: there is no copy.
+        """
+        return await self._writer.run(self._rows.copy, target, bytes_max)
+
+    async def entries(self, known: Known) -> AsyncIterator[pa.RecordBatch]:
+        """See rebuild.Sparse; in slot order, the rows there were when it began."""
+        slots = await self._readers.run(self._rows.slots)
+        pages = (slots[start : start + ENTRY_ROWS] for start in range(0, len(slots), ENTRY_ROWS))
+        jobs = (partial(self._rows.entries, int(page[0]), int(page[-1]), known) for page in pages)
+        async for batch in self._writer.ahead(jobs):
             if batch.num_rows:
                 yield batch
 

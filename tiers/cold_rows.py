@@ -18,7 +18,8 @@ import structlog
 
 from tiers import codec, record
 from tiers.cold_table import Table
-from tiers.errors import OutcomeUnknown, TierCorrupt, TierFull
+from tiers.errors import OutcomeUnknown, TierCorrupt, TierFull, TierUnavailable
+from tiers.listed import Known, all_known
 from tiers.record import Floats, Int64s, Row
 from tiers.side import SideFile
 from tiers.tier import Location, Places, Usage
@@ -114,6 +115,30 @@ class ColdRows:
         self._evicted_bytes = self._limits.checkpoint_bytes
         self._upkeep()
 
+    def copy(self, target: Path, bytes_max: int) -> int:
+        """Checkpoint and copy the DuckDB file; returns the slot that the next row will get.
+
+        TierFull when it is larger than `bytes_max`; TierUnavailable where the disk has no room; OutcomeUnknown.
+        """
+        if self._unknown is not None:
+            raise OutcomeUnknown(str(self._unknown)) from self._unknown
+        size = self._table.file.stat().st_size + self._table.wal_bytes
+        if size > bytes_max:
+            raise TierFull(f"cold's file has {size:,} bytes, and {bytes_max:,} may be copied")
+        if self._table.free < self._limits.reserve_bytes + size:
+            raise TierUnavailable(f"the disk of {self._table.file} has no room for a copy of it")
+        try:
+            if self._table.wal_bytes and not self._table.checkpoint():
+                raise TierUnavailable(f"the disk of {self._table.file} has no room to checkpoint it")
+        except OutcomeUnknown as error:
+            self._unknown = error
+            raise
+        try:
+            self._table.copy(target)
+        except OSError as error:
+            raise TierUnavailable(str(error)) from error
+        return self._next
+
     def _make_sure_of_room(self, rows: int, size: int) -> None:
         """Raise TierFull when a limit would be passed; `size` counts twice, in DuckDB and beside it."""
         limits = self._limits
@@ -186,6 +211,26 @@ class ColdRows:
     def page(self, first: int, last: int) -> pa.RecordBatch:
         """Return the rows of slots first to last, from DuckDB."""
         return self._table.between(first, last)
+
+    def survey(self, first: int, last: int) -> tuple[pa.RecordBatch, list[int]]:
+        """Return the rows of slots first to last, and the positions of those that the side file has otherwise."""
+        batch = self._table.between(first, last)
+        held = self._side.read(batch["slot"].to_numpy())
+        return batch, [at for at, row in enumerate(codec.encode_batch(batch)) if row != held[at]]
+
+    def both_slots(self) -> tuple[Int64s, Int64s]:
+        """Return the slots of all rows as DuckDB has them, and those that only the side file has; in growing order."""
+        slots = self._table.slots()
+        return slots, np.setdiff1d(self._side.slots(), slots)
+
+    def release(self, slots: Int64s) -> None:
+        """Forget slots that only the side file has."""
+        self._side.release(slots)
+
+    def entries(self, first: int, last: int, known: Known) -> pa.RecordBatch:
+        """Return the rows of slots first to last without vectors, or with them where one is not known by its code."""
+        found = self._table.entries(first, last, vectors=False)
+        return found if all_known(found, known) else self._table.entries(first, last, vectors=True)
 
     def usage(self) -> Usage:
         """Return rows and bytes, both files counted."""

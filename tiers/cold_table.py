@@ -13,6 +13,8 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,7 +25,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from tiers import cold_file
+from tiers import cold_file, record
 from tiers.cold_file import first_line
 from tiers.disk import Disk, fsync
 from tiers.errors import InvalidRecord, IsothermError, OutcomeUnknown, TierCorrupt, TierFull, TierUnavailable
@@ -31,6 +33,7 @@ from tiers.record import Int64s
 from tiers.tier import Location
 
 FULL = tuple(os.strerror(code) for code in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT))
+COPY = "import shutil, sys; shutil.copyfile(sys.argv[1], sys.argv[2])"
 
 
 class Table:
@@ -44,6 +47,7 @@ class Table:
         self._shape = shape.append(pa.field("slot", pa.int64(), nullable=False))
         names = ", ".join(f"rows.{field.name}" for field in self._columns)
         self._select = f"SELECT {names}, rows.slot FROM rows"  # noqa: S608 - the schema's own names
+        self._entries = record.entries(shape)
         self._wal_is_new = True
         Disk(directory).make()
         self._lock = cold_file.lock(directory / "cold.lock", self.file)
@@ -119,23 +123,22 @@ class Table:
         """Return the rows of slots first to last, in slot order, with their slot as last column."""
         with self._reading():
             query = self._select + " WHERE slot BETWEEN ? AND ?"
-            return self._batch(self._connection.sql(query, params=[int(first), int(last)]).to_arrow_table())
+            return _batch(self._connection.sql(query, params=[int(first), int(last)]).to_arrow_table(), self._shape)
+
+    def entries(self, first: int, last: int, *, vectors: bool) -> pa.RecordBatch:
+        """Return the rows of slots first to last as `record.entries` has them, in slot order."""
+        shape = self._entries.append(self._shape.field("vector")) if vectors else self._entries
+        names = ", ".join(f"rows.{field.name}" for field in shape if field in self._columns)
+        query = f"SELECT {names}, rows.slot, rows.partition FROM rows WHERE slot BETWEEN ? AND ?"  # noqa: S608 - as above
+        with self._reading():
+            return _batch(self._connection.sql(query, params=[int(first), int(last)]).to_arrow_table(), shape)
 
     def pick(self, slots: Int64s) -> pa.RecordBatch:
         """Return the rows of these slots that exist, in slot order, with their slot as last column."""
         with self._reading(), self._given("wanted", pa.table({"slot": np.unique(slots)})):
-            return self._batch(self._connection.sql(self._select + " JOIN wanted USING (slot)").to_arrow_table())
-
-    def _batch(self, table: pa.Table) -> pa.RecordBatch:
-        kinds = {field.name: field.type for field in self._shape}
-        if "attributes" not in table.column_names:
-            kind = kinds["attributes"]
-            empty = pa.StructArray.from_buffers(kind, table.num_rows, [None], children=[])
-            table = table.append_column("attributes", empty)
-        columns = [table[name].combine_chunks().cast(kind) for name, kind in kinds.items()]
-        batch = pa.RecordBatch.from_arrays(columns, schema=self._shape)
-        order = np.argsort(batch["slot"].to_numpy(), kind="stable")
-        return batch if (np.diff(order) == 1).all() else batch.take(pa.array(order))
+            return _batch(
+                self._connection.sql(self._select + " JOIN wanted USING (slot)").to_arrow_table(), self._shape
+            )
 
     # -- size --------------------------------------------------------------------------------------------------------
 
@@ -155,6 +158,17 @@ class Table:
             query = "SELECT block_size, used_blocks, free_blocks FROM pragma_database_size()"
             ((size, used, free),) = self._connection.execute(query).fetchall()
         return size * used + self.wal_bytes, size * free
+
+    def copy(self, target: Path) -> None:
+        """Copy the file, which was just checkpointed, byte by byte. OSError.
+
+        By another process: this one would lose DuckDB's own lock on the file when it closed its second handle.
+        """
+        done = subprocess.run(  # noqa: S603 - our own two paths
+            [sys.executable, "-I", "-S", "-c", COPY, str(self.file), str(target)], capture_output=True, check=False
+        )
+        if done.returncode:
+            raise OSError(f"{self.file} could not be copied: {done.stderr.decode(errors='replace').strip()[-200:]}")
 
     def close(self) -> None:
         """Close the file and give up the lock. What is in the WAL stays there and is read at the next open."""
@@ -216,6 +230,17 @@ class Table:
         except duckdb.Error:
             return False
         return True
+
+
+def _batch(table: pa.Table, shape: pa.Schema) -> pa.RecordBatch:
+    """Return what DuckDB answered with these columns, in slot order."""
+    if "attributes" not in table.column_names:
+        empty = pa.StructArray.from_buffers(shape.field("attributes").type, table.num_rows, [None], children=[])
+        table = table.append_column("attributes", empty)
+    columns = [table[field.name].combine_chunks().cast(field.type) for field in shape]
+    batch = pa.RecordBatch.from_arrays(columns, schema=shape)
+    order = np.argsort(batch["slot"].to_numpy(), kind="stable")
+    return batch if (np.diff(order) == 1).all() else batch.take(pa.array(order))
 
 
 def reading_error(error: duckdb.Error, file: Path) -> IsothermError:

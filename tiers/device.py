@@ -28,6 +28,9 @@ class Device(Protocol):
     def vector(self, rows: int) -> Any:
         """Allocate float32[rows], once, at start."""
 
+    def memory(self) -> dict[str, int]:
+        """Return bytes of device memory by kind: total, free, used and held by the library's pool; empty on a host."""
+
     def upload(self, target: Any, start: int, values: npt.NDArray[Any]) -> None:
         """Copy host values into target[start:start+len], complete at return."""
 
@@ -49,6 +52,10 @@ class HostDevice:
     def vector(self, rows: int) -> Floats:
         """See Device."""
         return np.zeros(rows, np.float32)
+
+    def memory(self) -> dict[str, int]:
+        """See Device."""
+        return {}
 
     def upload(self, target: npt.NDArray[Any], start: int, values: npt.NDArray[Any]) -> None:
         """See Device."""
@@ -87,6 +94,12 @@ class CudaDevice:
     def vector(self, rows: int) -> Any:
         """See Device."""
         return self.xp.zeros(rows, self.xp.float32)
+
+    def memory(self) -> dict[str, int]:
+        """See Device."""
+        free, total = self.xp.cuda.runtime.memGetInfo()
+        pool = self.xp.get_default_memory_pool()
+        return {"total": total, "free": free, "pool_used": pool.used_bytes(), "pool_held": pool.total_bytes()}
 
     def upload(self, target: Any, start: int, values: npt.NDArray[Any]) -> None:
         """See Device."""

@@ -1,8 +1,8 @@
 """What filters read of a segment's rows: ids and attributes, as Arrow chunks in arrival order.
 
 Appending costs nothing: chunks are joined when a filter asks, or once enough wait, because a slice would keep alive the
-whole message it came in. Joined chunks are merged by size, so that a row is copied O(log n) times and a table has
-O(log n) chunks.
+whole message it came in. Joined chunks are merged by size up to CHUNK_ROWS, so that a row is copied a few times and a
+table has about a dozen chunks.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import pyarrow as pa
 
 WAITING_MAX = 64  # chunks
 WAITING_ROWS_MAX = 4_096
+CHUNK_ROWS = 8_192  # a chunk of so many is not copied again
 
 
 class Facts:
@@ -46,7 +47,7 @@ class Facts:
         empty = self._waiting[0].slice(0, 0)  # with a second array Arrow copies, even where there is one chunk only
         self._joined.append(pa.concat_batches([*self._waiting, empty]))
         self._waiting, self._waiting_rows = [], 0
-        while len(self._joined) > 1 and self._joined[-2].num_rows < 2 * self._joined[-1].num_rows:
+        while len(self._joined) > 1 and self._joined[-2].num_rows < min(2 * self._joined[-1].num_rows, CHUNK_ROWS):
             last = self._joined.pop()
             self._joined[-1] = pa.concat_batches([self._joined[-1], last])
 

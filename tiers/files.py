@@ -26,6 +26,7 @@ from tiers.census import Census, Done
 from tiers.deltalog import folder_of, path_of
 from tiers.errors import Fenced, OutcomeUnknown, TierCorrupt, TierError, TierFull, TierUnavailable
 from tiers.layout import Layout
+from tiers.listed import Known, all_known
 from tiers.parquet import DataFile, Key, Reader, Style, place
 from tiers.record import Int64s, Row
 from tiers.replay import parse
@@ -119,6 +120,20 @@ class Files:
         except FileNotFoundError as error:
             self._vacuumed(file, error)
             raise TierUnavailable(f"{file.path} was replaced and vacuumed while it was read; begin again") from error
+
+    def entries(self, file: DataFile, rows_max: int, known: Known) -> list[pa.RecordBatch]:
+        """Return the rows of a file without vectors, or with them in a stretch where one is not known by its code."""
+        found: list[pa.RecordBatch] = []
+        start = 0
+        while start < file.rows:
+            columns = [name for name in self.layout.file.names if name not in ("vector", "payload")]
+            part = self.layout.entries(self.scan(file, start, rows_max, columns), file.partition, file.slots()[start:])
+            if not all_known(part, known):
+                stored = self.scan(file, start, rows_max, [*columns, "vector"])
+                part = self.layout.entries(stored, file.partition, file.slots()[start:])
+            found.append(part)
+            start += part.num_rows
+        return found
 
     def _vacuumed(self, file: DataFile, error: FileNotFoundError) -> None:
         if file.key in self.archive.files:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,17 +24,22 @@ from tiers import disk, recent, record
 from tiers.alone import choose, find, open_alone, settle
 from tiers.archive import Archive
 from tiers.census import Census
+from tiers.errors import TierCorrupt
 from tiers.files import Files
 from tiers.glacier_settings import BATCH_ROWS_MAX, GlacierSettings, check, storage, style
 from tiers.index import Index
 from tiers.layout import Layout
+from tiers.listed import Known
 from tiers.parquet import DataFile
 from tiers.recent import Recent
 from tiers.record import Floats, Int64s, Row
 from tiers.rewrite import Rewrite
 from tiers.storage import Storage
+from tiers.takeout import take_out
 from tiers.tier import SKIPPED, Location, Places, Query, Receipt, Result, TierName, Usage, Vectors
 from tiers.worker import SerialExecutor
+
+ENTRY_ROWS = 16_384  # of a file, looked through at once for rows that need their vectors
 
 
 class Missing(NamedTuple):
@@ -142,6 +148,13 @@ class GlacierMemory:
                 yield batch.append_column("slot", pa.array(slots))
                 start += batch.num_rows
 
+    async def entries(self, known: Known) -> AsyncIterator[pa.RecordBatch]:
+        """See rebuild.Sparse; by partition, file and row, of the snapshot at the call."""
+        jobs = (partial(self._files.entries, file, ENTRY_ROWS, known) for file in self._files.live())
+        async for batches in self._readers.ahead(jobs):
+            for batch in batches:
+                yield batch
+
     def _scan(self, file: DataFile, start: int) -> pa.RecordBatch:
         return self._files.layout.decode(self._files.scan(file, start, BATCH_ROWS_MAX))
 
@@ -229,6 +242,56 @@ class GlacierMemory:
             self._recent.clear()
             if self._alone:
                 self.index = Index.of(self.shape, self.index.metric)
+
+    def file_of(self, where: Location) -> DataFile | None:
+        """Return the file that holds a location now, replaced ones that are not vacuumed yet among them."""
+        place = self._files.find(where)
+        return None if place is None else place[0]
+
+    @property
+    def uri(self) -> str:
+        """Where the archive is."""
+        return self._files.archive.storage.uri
+
+    async def state(self) -> tuple[int, list[DataFile]]:
+        """Return a version of the Delta table, and its files by partition and number; of one moment between commits."""
+        return await self._writer.run(lambda: (self._files.archive.log.version, self._files.live()))
+
+    async def survey(self, file: DataFile) -> tuple[list[str], Int64s]:
+        """Return ids and versions of a file's rows, all of it read and held against its checksums.
+
+        TierCorrupt when something is wrong with it; TierUnavailable when it was replaced and vacuumed.
+        """
+        return await self._readers.run(self._survey, file)
+
+    def _survey(self, file: DataFile) -> tuple[list[str], Int64s]:
+        try:
+            size = self._files.archive.storage.size(file.path)
+        except FileNotFoundError:
+            size = -1
+        if size != file.bytes and file.key in self._files.archive.files:
+            raise TierCorrupt(f"{file.path} has {size} bytes, and the log says {file.bytes}")
+        ids: list[str] = []
+        versions = np.empty(file.rows, np.int64)
+        while len(ids) < file.rows:
+            batch = self._files.scan(file, len(ids), BATCH_ROWS_MAX)
+            versions[len(ids) : len(ids) + batch.num_rows] = batch["version"].to_numpy()
+            ids += batch["id"].to_pylist()
+        return ids, versions
+
+    async def look(self, where: Location) -> Row | None:
+        """Return a row from its file, past the cache; None where another one lies, or the file was replaced."""
+        place = self._files.find(where)
+        if place is None or place[0].key not in self._files.archive.files:
+            return None
+        return (await self._readers.run(self._files.fetch, place[0], [(place[1], where)]))[0]
+
+    async def take_out(self, file: DataFile, target: Path) -> int:
+        """Put a file of the archive in a directory of this machine; returns the bytes that had to be copied.
+
+        Linked where it lies on the same disk. FileNotFoundError when it was vacuumed; TierUnavailable.
+        """
+        return await self._readers.run(take_out, self._files.archive.storage, file, target)
 
     async def usage(self) -> Usage:
         """See Tier. Superseded rows count; so do the bytes of replaced files until they are vacuumed."""

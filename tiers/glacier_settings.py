@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from tiers import disk
+from tiers import disk, secret
 from tiers.bucket import Bucket
 from tiers.credentials import Keys
 from tiers.disk import Disk
@@ -52,6 +52,9 @@ class GlacierSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     search_groups_max: int = 32
     vacuum_after_s: float = 3600.0
     bytes_limit: int = 0
+
+    def __repr__(self) -> str:
+        return f"GlacierSettings({secret.masked_url(self.path)!r}, endpoint={secret.masked_url(self.endpoint)!r})"
 
 
 def style(settings: GlacierSettings) -> Style:
@@ -116,9 +119,9 @@ def check(settings: GlacierSettings) -> None:
 
 def _is_url(text: str) -> bool:
     parts = urlsplit(text)
-    return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.path in ("", "/")
+    return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.path in ("", "/") and not parts.query
 
 
 def _shown(value: object) -> str:
     """Return a value for an error, without what may be a password."""
-    return repr(re.sub(r"//[^/]*@", "//***@", value)) if isinstance(value, str) else repr(value)
+    return repr(secret.masked_url(value)) if isinstance(value, str) else repr(value)

@@ -415,6 +415,10 @@ class HotMemory:
         """End the device's thread; hot keeps its rows until the process ends."""
         self._thread.close()
 
+    async def device_memory(self) -> dict[str, int]:
+        """Return bytes of device memory by kind (Device.memory); empty on a host."""
+        return await self._thread.run(self.device.memory)
+
     async def usage(self) -> Usage:
         """See Tier. Bytes are those of slabs in use, dead rows and all: pressure must see what cannot be reserved.
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pyarrow as pa
 
 from tiers import record
+from tiers.record import Int64s
 
 
 class Layout:
@@ -43,6 +45,24 @@ class Layout:
             for field in self.shape
         ]
         return pa.RecordBatch.from_arrays(columns, schema=self.shape)
+
+    def entries(self, batch: pa.RecordBatch, partition: int, slots: Int64s) -> pa.RecordBatch:
+        """Return a file's batch, of some columns, as `record.entries` has it; `slots` may go on beyond it."""
+        rows = batch.num_rows
+        said = {
+            "slot": pa.array(slots[:rows]),
+            "partition": pa.array(np.full(rows, partition, np.int32)),
+        }
+        if "attributes" not in batch.schema.names:
+            said["attributes"] = record.attribute_array([{}] * rows, pa.struct([]))
+        shape = record.entries(self.shape)
+        if "vector" in batch.schema.names:
+            shape = shape.append(self.shape.field("vector"))
+        columns = [
+            batch[field.name].cast(field.type) if field.name in batch.schema.names else said[field.name]
+            for field in shape
+        ]
+        return pa.RecordBatch.from_arrays(columns, schema=shape)
 
 
 def _empty(kind: pa.DataType) -> bool:

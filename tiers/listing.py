@@ -122,5 +122,6 @@ def decode_cursor(cursor: str | None, query: Query) -> str:
 
 
 def _fingerprint(query: Query) -> str:
-    asked = (query.filter, query.time_from_ms, query.time_to_ms, sorted(query.tiers), sorted(query.namespaces or ()))
+    spaces = None if query.namespaces is None else sorted(query.namespaces)
+    asked = (query.filter, query.time_from_ms, query.time_to_ms, sorted(query.tiers), spaces)
     return hashlib.blake2b(repr(asked).encode("utf-8", "replace"), digest_size=6).hexdigest()

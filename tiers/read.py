@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Mapping, Sequence
+from collections.abc import Awaitable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TypeVar
 
-from tiers import listing, search
+from tiers import listing, record, search
 from tiers.criteria import Criteria
 from tiers.deadline import Deadline
 from tiers.errors import TierUnavailable
@@ -27,6 +28,12 @@ TIERS = tuple(TierName)  # by number: an enum's own look-up costs a microsecond
 LOOKS_MAX = 16  # a row that moves more often than this during one read is an error, not bad luck
 
 T = TypeVar("T")
+
+
+class Answer:
+    """What a tier gave: a row or a vector for each that was asked, None before it has answered."""
+
+    rows: Sequence[object] | None = None
 
 
 class Reading:
@@ -120,9 +127,12 @@ class Reading:
     def _places(self, ids: Sequence[str]) -> dict[TierName, list[Location]]:
         """Return where the index says that these ids are, by tier; deleted, expired and unknown ones left out."""
         by_tier: dict[TierName, list[Location]] = {}
+        spaces = self.query.namespaces
         for entry in self.index.entries(ids):
             if entry is None or entry.deleted or 0 < entry.expires_at <= self.now_ms:
                 continue
+            if spaces is not None and record.namespace(entry.id) not in spaces:
+                continue  # before any tier is asked: one that does not answer must not tell that the id is there (R12)
             name, slot = TIERS[entry.home], entry.slot
             if entry.copy != NO_COPY and TierName.HOT in self.tiers:
                 name, slot = TierName.HOT, entry.copy
@@ -133,28 +143,37 @@ class Reading:
 
     async def _get(self, name: TierName, locations: list[Location]) -> list[Row | None] | None:
         """Return what the tier says, None when it does not in time."""
-        rows = await self._answer(name, self.tiers[name].get(locations))
+        rows: list[Row | None] | None = None
+        with self._asking(name, len(locations)) as answer:
+            async with asyncio.timeout(self.deadline.left_s):
+                answer.rows = rows = await self.tiers[name].get(locations)
         return None if rows is None else self._noted(name, rows)
 
     async def _vectors(self, name: TierName, places: Places) -> Vectors | None:
         """Return what the tier says, None when it does not in time."""
-        answer = await self._answer(name, self.tiers[name].vectors(places, bounded=not self.query.exact))
-        if answer is not None and self.query.explain:
-            found = [vector for vector in answer.found if vector is not None and len(vector)]
-            self.trace.fetched(name.word, len(found), sum(vector.nbytes for vector in found))
-            self.trace.count("row_groups", answer.row_groups)
-        return answer
-
-    async def _answer(self, name: TierName, asked: Awaitable[T]) -> T | None:
-        began = time.perf_counter()
-        try:
+        vectors: Vectors | None = None
+        with self._asking(name, len(places.ids)) as answer:
             async with asyncio.timeout(self.deadline.left_s):
-                return await asked
+                vectors = await self.tiers[name].vectors(places, bounded=not self.query.exact)
+            answer.rows = vectors.found
+        if vectors is not None and self.query.explain:
+            found = [vector for vector in vectors.found if vector is not None and len(vector)]
+            self.trace.fetched(name.word, len(found), sum(vector.nbytes for vector in found))
+            self.trace.count("row_groups", vectors.row_groups)
+        return vectors
+
+    @contextmanager
+    def _asking(self, name: TierName, wanted: int) -> Iterator[Answer]:
+        """Time what a tier is asked, and note what came of it; one that does not answer is missed."""
+        began, answer = time.perf_counter(), Answer()
+        try:
+            yield answer
         except (TierUnavailable, TimeoutError):
             self.missed.add(name)
-            return None
         finally:
-            self.took_ms[name] += (time.perf_counter() - began) * 1000
+            ended = time.perf_counter()
+            self.took_ms[name] += (ended - began) * 1000
+            self.trace.asked(name.word, began, ended, wanted, answer.rows)
 
     def _noted(self, name: TierName, rows: list[Row | None]) -> list[Row | None]:
         """Return the rows, counted if the query wants to be explained."""
@@ -191,6 +210,7 @@ async def retrieve(
         result = await listing.page(reading)
     result.missed = sorted(name.word for name in reading.missed)
     result.complete = not reading.missed
+    result.trace = reading.trace
     result.explain = reading.trace.shown() if query.explain else None
     result.took_ms = (time.perf_counter() - began) * 1000
     return result

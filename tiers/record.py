@@ -2,7 +2,8 @@
 
 Pure functions only. A batch has the columns of `schema(dim, attributes)`:
 
-    id          string, 1-512 bytes of UTF-8 without control characters; up to the first "/" is its namespace
+    id          string, 1-512 bytes of UTF-8 without control characters; up to the first "/" is its namespace, which
+                has a name: no id begins with "/"
     version     int64, `log epoch (6 bits) | offset (41) | row (16)`: the position in the log
     event_time  timestamp[ms, UTC]
     expires_at  timestamp[ms, UTC] or null
@@ -76,6 +77,14 @@ def schema(dim: int, attributes: Mapping[str, str]) -> pa.Schema:
     )
 
 
+def entries(shape: pa.Schema) -> pa.Schema:
+    """Return the columns of a listing without vectors and payloads; with them, a `vector` comes last."""
+    kept = [field for field in shape if field.name not in ("vector", "payload")]
+    return pa.schema(
+        [*kept, pa.field("slot", pa.int64(), nullable=False), pa.field("partition", pa.int32(), nullable=False)]
+    )
+
+
 def pack_version(epoch: int, offset: int, row: int = 0) -> int:
     """Return the version of the record at `row` of the message at `offset` in log incarnation `epoch`."""
     if not (0 <= epoch < 1 << EPOCH_BITS and 0 <= offset <= OFFSET_MAX and 0 <= row <= ROW_MAX):
@@ -118,6 +127,8 @@ def check_id(identifier: str) -> str:
         raise InvalidRecord("id_not_utf8", "the id is not UTF-8 text") from error
     if not 1 <= size <= ID_BYTES_MAX:
         raise InvalidRecord("id_size", f"an id has 1 to {ID_BYTES_MAX} bytes, this one {size}")
+    if identifier[0] == "/":
+        raise InvalidRecord("id_namespace", "an id does not begin with a slash: its namespace would have no name")
     if _control(identifier):
         raise InvalidRecord("id_control", "an id has no control characters")
     return identifier

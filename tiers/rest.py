@@ -66,6 +66,10 @@ class Rest:
         """Forget what was taken: it has codes now."""
         self._taken = ()
 
-    def clear(self) -> None:
-        """Forget everything."""
-        self._chunks, self._taken = [], ()
+    def keep(self, keep: npt.NDArray[np.bool_]) -> None:
+        """Forget all rows but those where `keep`; what was taken counts as not taken."""
+        chunks, self._chunks, self._taken = self.chunks(), [], ()
+        for chunk in chunks:
+            kept = keep[chunk.rows]
+            if kept.any():
+                self.append(chunk.rows[kept], chunk.vectors[kept])

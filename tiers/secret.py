@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import ssl
 from pathlib import Path
 
@@ -64,3 +65,10 @@ def reason(error: Exception) -> str:
 def masked(secret: str) -> str:
     """Return what may be shown of a secret."""
     return MASK if secret else ""
+
+
+def masked_url(url: str) -> str:
+    """Return what may be shown of a URL: no password before its host, even one with a slash, and none in its query."""
+    shown = re.sub(r"^(\w[\w+.-]*://[^:@/?]*):.*@", rf"\1:{MASK}@", url, flags=re.DOTALL)
+    start, mark, query = shown.partition("?")
+    return f"{start}?{MASK}" if mark and "pass" in query.lower() else shown

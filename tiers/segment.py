@@ -1,24 +1,26 @@
 """One segment of the index: the columns of up to 65,536 entries in arrival order.
 
 Rows are appended and marked dead, never reused: a scan that still reads the arrays of an old segment sees what it
-saw. Back of the envelope, per row at 256 dimensions: 99 bytes of columns, and once it has left hot a code of 72 bytes,
-until which its vector of 1,024.
+saw. Per row at 256 dimensions, counted by a test: 83 bytes of columns, a code of 72 with its number (until it has one,
+a vector of 1,024), and 3 or 4 of the last view: 159, beside the id and the attributes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from tiers.codes import Packed
+from tiers.blocks import Bytes
+from tiers.codes import Codebook, Packed
 from tiers.facts import Facts
 from tiers.record import Floats, Int64s
-from tiers.rest import Chunk, Rest
+from tiers.rest import Rest
 from tiers.tier import TierName
+from tiers.view import View, by_tier
 
 Bools = npt.NDArray[np.bool_]
 
@@ -29,17 +31,16 @@ NEVER = np.iinfo(np.int64).max
 #: Column name to dtype; all are indexed by the row's number in the segment.
 COLUMNS: dict[str, npt.DTypeLike] = {
     "version": np.int64,
-    "partition": np.int32,
+    "partition": np.int16,
     "namespace": np.int32,  # its number in the index
     "home": np.int8,  # TierName
     "slot": np.int64,  # in the home tier
-    "copy": np.int64,  # slot of the promoted copy in hot, or NO_COPY
+    "copy": np.int32,  # slot of the promoted copy in hot, or NO_COPY
     "event_time": np.int64,  # ms
     "expires_at": np.int64,  # ms, 0 = never
     "born": np.int64,  # ms, where age counts from: the earlier of event time and arrival
     "used": np.int64,  # ms, last access (else born)
-    "heat": np.float32,  # decayed count of accesses as of `heat_at`
-    "heat_at": np.int64,  # ms
+    "heat": np.float32,  # decayed count of accesses as of `used`
     "asked": np.int64,  # ms, when the age monitor last proposed the row
     "moved_at": np.int64,  # ms, when the home was last rewritten in this life, 0 = not since the start
     "reason": np.int8,  # why: a place in policy.REASONS
@@ -62,57 +63,27 @@ class Entry(NamedTuple):
     expires_at: int
 
 
-class View(NamedTuple):
-    """One segment as a reader sees it at one moment: copied bitmap and places, and arrays that only grow beyond it.
+class Adopted(NamedTuple):
+    """Codes of rows, as a file kept them."""
 
-    `place` is where a record is read: in hot if it has a copy there and hot was asked, else at its home. `mask` are the
-    live records in the tiers and namespaces asked for, `live` their number by place. `below` are those of them that a
-    scan of codes sees outside hot, and `sealed` those at home in hot that have a code, which hot leaves out of its own
-    scan unless that is to be exact; `blind` are those that no scan sees. `hot` are the rows
-    of them in hot, and `hot_slots` where; both only when facts were asked for. Shared between readers: nobody writes to
-    it.
-    """
-
-    ids: list[str]
-    version: Int64s
-    mask: Bools
-    place: npt.NDArray[np.int8]
-    live: Int64s
-    below: Bools
-    sealed: Bools | None
-    blind: Bools | None
-    packed: Packed | None
-    rest: tuple[Chunk, ...]
-    event_time: Int64s
-    facts: pa.Table | None
-    hot: npt.NDArray[np.intp]
-    hot_slots: Int64s
-
-    def seen(self, mask: Bools) -> Int64s:
-        """Return how many rows a search that wants `mask` has looked at here, by place: all but the wanted uncoded."""
-        return self.live if self.blind is None else self.live - by_tier(self.place, mask & self.blind)
-
-
-def by_tier(place: npt.NDArray[np.int8], mask: Bools) -> Int64s:
-    """Return int64[tiers]: how many of the rows where `mask` are in each."""
-    return np.array([np.count_nonzero(mask & (place == tier)) for tier in TierName], np.int64)
+    rows: npt.NDArray[np.intp]
+    codes: Bytes
 
 
 class Segment:
     """Columns as attributes (see COLUMNS), `ids`, `facts`, and what a search reads: `packed` codes, `rest` vectors."""
 
     version: Int64s
-    partition: npt.NDArray[np.int32]
+    partition: npt.NDArray[np.int16]
     namespace: npt.NDArray[np.int32]
     home: npt.NDArray[np.int8]
     slot: Int64s
-    copy: Int64s
+    copy: npt.NDArray[np.int32]
     event_time: Int64s
     expires_at: Int64s
     born: Int64s
     used: Int64s
     heat: Floats
-    heat_at: Int64s
     asked: Int64s
     moved_at: Int64s
     reason: npt.NDArray[np.int8]
@@ -124,9 +95,11 @@ class Segment:
         self.dim = dim
         self.facts = Facts(attributes)
         self.count = 0
+        self.living = 0  # rows alive
         self.ids: list[str] = []
         self.packed: Packed | None = None
         self.rest = Rest()
+        self.adopted: list[Adopted] = []  # codes that are to be packed
         self.soonest = NEVER  # no row of the segment expires before
         self._changes = 0
         self._viewed: tuple[object, View | None] | None = None
@@ -150,7 +123,14 @@ class Segment:
         self.facts.append(facts)
         self.alive[start:end] = True
         self.count = end
+        self.living += len(ids)
         return start
+
+    def bury(self, rows: int | npt.NDArray[np.intp]) -> None:
+        """Mark live rows dead: they are not, or not here, the newest of their id any more."""
+        self.alive[rows] = False
+        self.living -= np.size(rows)
+        self.changed()
 
     def entry(self, row: int) -> Entry:
         """Return one row as plain values."""
@@ -180,23 +160,49 @@ class Segment:
     @property
     def code_bytes(self) -> int:
         """Bytes of codes and of vectors that have none yet."""
-        return self.rest.rows * 4 * self.dim + (self.packed.bytes if self.packed is not None else 0)
+        adopted = sum(codes.nbytes for _, codes in self.adopted)
+        return self.rest.rows * 4 * self.dim + adopted + (self.packed.bytes if self.packed is not None else 0)
 
-    def forget_codes(self) -> None:
-        """Let no search find any row."""
-        self.coded[:] = False
-        self.packed = None
-        self.rest.clear()
+    def adopt(self, rows: npt.NDArray[np.intp], codes: Bytes) -> None:
+        """Take codes that were kept from a former life; searches find the rows after `install`."""
+        self.adopted.append(Adopted(rows, codes))
+        self.coded[rows] = True
+
+    def pack(self, adopted: Sequence[Adopted], codebook: Codebook) -> Packed:
+        """Return the segment's codes with these, which are of `codebook`. Any thread."""
+        packed = self.packed if self.packed is not None else codebook.empty()
+        return packed.plus_codes(*(np.concatenate(column) for column in zip(*adopted, strict=True)))
+
+    def install(self, adopted: Sequence[Adopted], packed: Packed) -> None:
+        """Let searches read these codes, unless some of what was `adopted` has been given up meanwhile."""
+        if self.adopted is adopted:
+            self.packed, self.adopted = packed, []
+            self.changed()
+
+    def keep_codes(self, keep: Bools) -> None:
+        """Let searches find only those coded rows where `keep`; the codes of all others are given back.
+
+        A job that is coding meanwhile finds nothing to install. Up to 30 ms where half of a segment stays.
+        """
+        self.coded[: self.count] &= keep
+        self.coded[self.count :] = False
+        self.rest.keep(keep)
+        self.adopted = [Adopted(rows[keep[rows]], codes[keep[rows]]) for rows, codes in self.adopted]
+        if self.packed is not None:
+            rows = self.packed.numbers[keep[self.packed.numbers]].astype(np.intp)
+            self.packed = self.packed.only(rows) if len(rows) else None
         self.changed()
 
-    def coded_vectors(self) -> Iterator[tuple[npt.NDArray[np.intp], Floats]]:
-        """Yield (rows, scaled vectors) of all live coded rows; what a code stands for where only that is known."""
-        live = self.coded[: self.count] & self.alive[: self.count]
+    def coded_vectors(self, rows: npt.NDArray[np.intp]) -> Iterator[tuple[npt.NDArray[np.intp], Floats]]:
+        """Yield (rows, scaled vectors) of those rows that are coded; what a code stands for where that is all."""
+        wanted = np.zeros(self.count, bool)
+        wanted[rows] = self.coded[rows]
         for chunk in self.rest.chunks():
-            keep = live[chunk.rows]
-            live[chunk.rows] = False
-            yield chunk.rows[keep], chunk.vectors[keep]
-        rows = np.flatnonzero(live)
+            keep = wanted[chunk.rows]
+            wanted[chunk.rows] = False
+            if keep.any():
+                yield chunk.rows[keep], chunk.vectors[keep]
+        rows = np.flatnonzero(wanted)
         if self.packed is not None and len(rows):
             yield rows, self.packed.vectors(rows)
 
@@ -267,3 +273,6 @@ class Segment:
             hot=hot,
             hot_slots=np.where(copied[hot], self.copy[hot], self.slot[hot]),
         )
+
+
+__all__ = ["COLUMNS", "NO_COPY", "SEGMENT_ROWS", "Adopted", "Entry", "Segment", "View"]

@@ -12,6 +12,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from tiers.record import Floats, Int64s, Row
+from tiers.trace import Trace
 
 
 class TierName(IntEnum):
@@ -145,6 +146,7 @@ class Result:
     freshness: dict[str, Any] = field(default_factory=dict)
     took_ms: float = 0.0
     cursor: str | None = None  # of a listing: where the next page begins; None on the last
+    trace: Trace | None = field(default=None, repr=False, compare=False)
     explain: dict[str, Any] | None = None  # what the read did (tiers/trace.py), if the query asked
 
 

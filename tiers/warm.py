@@ -215,6 +215,23 @@ class WarmMemory:
         limit = self._settings.bytes_limit or int(memory["maxmemory"])
         return Usage(self.index.rows(self.name), int(memory["used_memory"]), bytes_limit=limit)
 
+    async def survey(self) -> AsyncIterator[list[tuple[int, str, int | None]]]:
+        """Yield (partition, id, version) of every row, some at a time; version None where its bytes are damaged."""
+        async for page in self._pages():
+            with valkey.reading(self.client):
+                values = cast("list[bytes | None]", await self.client.mget(page))
+            found: list[tuple[int, str, int | None]] = []
+            for key, value in zip(page, values, strict=True):
+                parsed = self._keys.parse(key)
+                if value is None or parsed is None:
+                    continue
+                try:
+                    version = self._unpack(key, value).version
+                except TierCorrupt:
+                    version = None
+                found.append((parsed[1], parsed[2].decode(errors="replace"), version))
+            yield found
+
     async def _pages(self) -> AsyncIterator[list[bytes]]:
         """Yield the keys of all rows, each once: SCAN repeats some, so their names are kept meanwhile."""
         seen: set[bytes] = set()

@@ -7,7 +7,7 @@ stop a job that has begun (a thread cannot be stopped): the caller must treat it
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import ParamSpec, TypeVar
 
@@ -24,8 +24,22 @@ class SerialExecutor:
 
     async def run(self, job: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run `job` on the thread and return what it returns, or raise what it raises."""
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._pool, lambda: job(*args, **kwargs))
+        return await self.submit(job, *args, **kwargs)
+
+    def submit(self, job: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> asyncio.Future[T]:
+        """Start `job` and return its future, which the caller awaits."""
+        return asyncio.get_running_loop().run_in_executor(self._pool, lambda: job(*args, **kwargs))
+
+    async def ahead(self, jobs: Iterable[Callable[[], T]]) -> AsyncIterator[T]:
+        """Yield what each job returns, in order; the next one runs while the caller works on what it was given."""
+        coming = None
+        for job in jobs:
+            following = self.submit(job)
+            if coming is not None:
+                yield await coming
+            coming = following
+        if coming is not None:
+            yield await coming
 
     def close(self) -> None:
         """Wait for what has begun, then end the thread."""

@@ -146,7 +146,7 @@ async def test_a_strangers_reads_neither_cool_nor_reach_into_the_future():
     await heat_of(world).apply(P, [advice(events.encode_arrow(pa.RecordBatch.from_pylist(rows, schema=events.ACCESS)))])
     segment = world.index.segments()[0]
 
-    assert (1.0, NOW_MS, NOW_MS) == (segment.heat[0], segment.heat_at[0], segment.used[0])
+    assert (1.0, NOW_MS) == (segment.heat[0], segment.used[0])
 
 
 async def test_what_is_read_often_enough_is_offered_to_the_lane():

@@ -137,6 +137,8 @@ JSON = [
     Bad("delete without a key", "id_missing", None, key=None, partition=P),
     Bad("empty key", "id_size", event(), key=b"", partition=P),
     Bad("key of 513 bytes", "id_size", event(), key=b"k" * 513),
+    Bad("key that begins with a slash", "id_namespace", event(), key=b"/a"),
+    Bad("delete of a key that begins with a slash", "id_namespace", None, key=b"/a"),
     Bad("key with a newline", "id_control", event(), key=b"a\nb"),
     Bad("key with NUL", "id_control", event(), key=b"a\x00b"),
     Bad("key not UTF-8", "id_not_utf8", event(), key=b"\xff\xfe"),
@@ -206,6 +208,7 @@ ARROW = [
     of_rows("no id in one row", "id_missing", [1], id=pa.array([IDS[0], None, IDS[2]])),
     of_rows("two empty ids", "id_size", [0, 1], id=pa.array(["", "", IDS[2]])),
     of_rows("an id of 513 bytes", "id_size", [0], id=pa.array(["x" * 513, *IDS[1:]])),
+    of_rows("an id that begins with a slash", "id_namespace", [0], id=pa.array(["/a", *IDS[1:]])),
     of_rows("a control character in an id", "id_control", [0], id=pa.array(["a\tb", *IDS[1:]])),
     of_rows(
         "an id not UTF-8",
@@ -265,7 +268,7 @@ class BadRequest(NamedTuple):
 
 def post(body: bytes, *headers: str, length: int | None = None, kind: str = JSON_TYPE) -> bytes:
     """Return a POST of memories."""
-    lines = ["POST /v1/memories HTTP/1.1", "Host: x", "Connection: close", f"Content-Type: {kind}", *headers]
+    lines = ["POST /v1/memories HTTP/1.1", "Host: localhost", "Connection: close", f"Content-Type: {kind}", *headers]
     if not any("transfer-encoding" in header.lower() for header in headers):
         lines.append(f"Content-Length: {len(body) if length is None else length}")
     return "\r\n".join([*lines, "", ""]).encode() + body
@@ -312,6 +315,7 @@ HTTP = [
         1,
     ),
     BadRequest("id with a newline", 400, post(many(memory("a\nb"))), "id", 0),
+    BadRequest("id that begins with a slash", 400, post(many(memory("/a"))), "id", 0),
     BadRequest("id a number", 400, post(many(memory(7))), "id", 0),
     BadRequest("unknown attribute", 400, post(many(memory(attributes={"colour": 1}))), "attributes", 0),
     BadRequest("oversize payload", 400, post(many(memory(payload="x" * 262_144))), "payload", 0),

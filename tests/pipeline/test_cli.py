@@ -37,8 +37,13 @@ PROMISED = (
     "tiers",
     "changes",
     "why",
+    "export",
+    "mcp",
+    "doctor",
+    "stack",
     "dead-letters",
     "config",
+    "keys",
 )
 
 
@@ -77,7 +82,7 @@ def test_every_command_has_help_with_an_example_and_json() -> None:
         (["config", "show", "-s", "hot.colour=blue"], 2, "hot.colour: no such setting"),
         (["config", "show", "-s", "dim=many"], 2, "dim: "),
         (["config", "show", "-s", "metric=l7"], 2, "metric = 'l7'"),
-        (["config", "show", "-s", "gateway.host=0.0.0.0"], 2, "loopback"),
+        (["run", "-s", "gateway.host=0.0.0.0"], 2, "isotherm keys create"),
         (["config", "show", "--config", "/nowhere.toml"], 2, "nowhere.toml"),
         (
             ["run", "-s", "kafka.bootstrap=127.0.0.1:1", "-s", "gateway.port=0"],
@@ -248,7 +253,7 @@ def test_the_change_feed_ends_where_it_is_told_to(stack: Stack, prefix: str, tmp
             http.post("/v1/memories", json=[{"id": f"c{n}", "vector": [1.0] * DIM} for n in range(8)])
         shown = isotherm("changes", "--from", "beginning", "--limit", "1", "--json", "--url", url)
         cursor = json.loads(shown.stdout)["cursor"]
-        command = [*ISOTHERM, "changes", "--from", cursor, "--url", url]
+        command = [*ISOTHERM, "changes", "--from", cursor, "--url", url, "--reconnect-s", "0.5"]
         with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as following:
             assert following.stdout is not None
             assert "hot -> " in following.stdout.readline()

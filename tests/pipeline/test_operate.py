@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +88,30 @@ async def test_why_tells_where_a_record_is_and_which_rule_put_it_there(node: Liv
     ]
     assert told["looked"]["complete"]
     assert told["policy"]["warm_idle_s"] == 3_600
+
+
+async def test_why_tells_the_counters_that_the_move_was_decided_by(ageing: Settings) -> None:
+    """Age, idle time and heat as the age event of this move had them, and how full the tiers were."""
+    node_of = asynccontextmanager(live)
+    async with node_of(ageing) as node:
+        await node.memory.store(rows(2))
+        asked: dict[str, Any] = {}
+
+        async def there() -> bool:
+            answer = await node.http.get("/v1/why/id-1")
+            asked.update(answer.json())
+            return asked.get("tier") == "glacier" and asked["decided"] is not None
+
+        await until(there)
+    told, rules = asked["decided"], ageing.policy
+
+    assert ("idle", "idle") == (told["reason"], asked["last_move"]["reason"])
+    assert told["idle_s"] >= rules.cold_idle_s
+    assert told["age_s"] >= told["idle_s"]
+    assert 0 < told["heat"] <= 1
+    assert told["at"] <= asked["last_move"]["at"]
+    assert set(WORDS) == told["usage"].keys() == asked["usage"].keys()
+    assert ("cold", "glacier") == (asked["history"][-1]["from"], asked["history"][-1]["to"])
 
 
 async def test_why_of_what_never_moved_is_told_from_the_rules(node: Live) -> None:

@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline import MemoryManager, Query
+from pipeline.client import Client
 from pipeline.dead_letters import newest, one, parse_position, replay
 from pipeline.publish import Outcome, publish_file
 from pipeline.routes import Gateway
@@ -67,7 +68,12 @@ def table(given: list[Row]) -> pa.Table:
 
 async def published(address: str, file: Path, rejects: Path | None = None) -> Outcome:
     """Publish a file from a thread, as the command does from its own process."""
-    return await asyncio.to_thread(publish_file, address, str(file), rejects, quiet=True)
+
+    def work() -> Outcome:
+        with Client(address) as client:
+            return publish_file(client, str(file), rejects, quiet=True)
+
+    return await asyncio.to_thread(work)
 
 
 async def found(memory: MemoryManager, given: list[Row], token: str | None) -> dict[str, bytes]:

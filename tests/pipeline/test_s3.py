@@ -8,6 +8,7 @@ import msgspec
 import pytest
 
 from pipeline import MemoryManager, Query
+from pipeline.feed import ChangeFeed
 from pipeline.metrics import Metrics
 from pipeline.seaweed import BUCKET
 from pipeline.settings import Settings, shown
@@ -47,7 +48,7 @@ async def test_records_age_into_a_bucket_and_are_found_there(in_s3: Settings) ->
         await memory.store(given)
         await until(lambda: _in_glacier(memory, COUNT))
         await _finds(memory, given)
-        exposition = Metrics(memory).render().decode()
+        exposition = (await Metrics(memory, ChangeFeed(memory.node.settings)).render()).decode()
     async with MemoryManager.open(in_s3) as memory:
         await memory.ready()
         await _finds(memory, given)
@@ -122,3 +123,19 @@ async def _finds(memory: MemoryManager, given: list) -> None:
     assert {TierName.GLACIER} == {hit.tier for hit in found}
     nearest = (await memory.retrieve(Query(vector=given[7].vector, k=3))).hits
     assert given[7].id == nearest[0].row.id
+
+
+async def test_sql_reads_an_archive_in_a_bucket(in_s3: Settings) -> None:
+    """Its files are brought here once, and the next snapshot has them from the one before."""
+    in_s3 = msgspec.structs.replace(in_s3, sql=msgspec.structs.replace(in_s3.sql, snapshot_s=0.0))
+    async with MemoryManager.open(in_s3) as memory:
+        await memory.ready()
+        await memory.store(rows(COUNT))
+        await until(lambda: _in_glacier(memory, COUNT))
+        query = "SELECT count(*), count(payload), count(DISTINCT id) FROM glacier"
+        first = await memory.node.sql.query(query)
+        before = memory.node.glacier.census().requests["get"].bytes
+        second = await memory.node.sql.query(query)
+
+        assert [b"[%d,%d,%d]" % (COUNT, COUNT, COUNT)] == first.parts == second.parts
+        assert before == memory.node.glacier.census().requests["get"].bytes

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import io
+
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from rich.console import Console
 
-from consumers.history import History, Step
+from consumers.history import Decision, History, Step
 from pipeline import why
 from pipeline.why import Facts
+from pipeline.why_shown import why_shown
 from tiers import policy, record
 from tiers.policy import PolicySettings
 from tiers.tier import TierName, Usage
@@ -115,3 +120,73 @@ def test_the_last_move_is_that_of_this_version_to_this_tier():
         known, History(0)
     )
     assert None is why.last_move(facts(TierName.COLD), History(0))
+
+
+def test_what_was_decided_is_told_of_the_last_move_alone():
+    """A record that moved on, or was updated, while the topics were read has nothing told of the move before."""
+    move = Step(1, 2_000, "home", "warm", "cold", "idle", record.version_text(record.pack_version(0, 7)))
+    past = History(0, [move], decision=Decision(move, 1_990, "idle", 9_000, 7_000, 0.5, None))
+    told = why.decided(facts(TierName.COLD), past)
+
+    assert told is not None
+    assert (7.0, 0.5, None) == (told["idle_s"], told["heat"], told["usage"])
+    assert None is why.decided(facts(TierName.GLACIER), past)
+    assert None is why.decided(facts(TierName.COLD, version=record.pack_version(0, 8)), past)
+    assert None is why.decided(facts(TierName.COLD), History(0, [move]))
+
+
+def answer(**more: object) -> dict[str, object]:
+    """Return what /v1/why says of a record that went to cold."""
+    then = {"at": "2026-11-23T05:00:01.000Z", "reason": "idle", "age_s": 700.0, "idle_s": 605.0, "heat": 0.25}
+    step = {"at": "2026-11-23T05:00:01.100Z", "kind": "home", "from": "warm", "to": "cold", "reason": "idle"}
+    told: dict[str, object] = {
+        "id": "a",
+        "partition": 3,
+        "version": "0.7.0",
+        "deleted": False,
+        "tier": "cold",
+        "copy_in_hot": False,
+        "event_time": "2026-11-23T04:48:21.000Z",
+        "expires_at": None,
+        "last_read": "2026-11-23T04:49:56.000Z",
+        "age_s": 5_400.0,
+        "idle_s": 4_000.0,
+        "heat": 0.01,
+        "because": "it went to cold: nobody had read it",
+        "decided": then | {"usage": {"hot": 0.5, "warm": 0.9, "cold": 0.1, "glacier": 0.0}},
+        "usage": {"hot": 0.4, "warm": 0.6, "cold": 0.2, "glacier": 0.0},
+        "next": {"rule": "idle", "to": "glacier", "in_s": 2_000.0, "text": "if nobody reads it …"},
+        "policy": msgspec.to_builtins(RULES),
+        "superseded": [{"tier": "glacier", "version": "0.3.0"}],
+        "history": [step | {"version": "0.7.0", "offset": 5}],
+        "looked": {"from_offset": 0, "to_offset": 6, "begin_offset": 0, "complete": True, "took_ms": 1.0},
+    }
+    return told | more
+
+
+def printed(told: dict[str, object]) -> str:
+    """Return it as a terminal shows it, without colours."""
+    console = Console(width=140, record=True, file=io.StringIO())
+    console.print(why_shown(told))
+    return console.export_text()
+
+
+def test_the_answer_reads_as_a_place_a_reason_and_numbers_beside_their_limits():
+    """What it was decided by stands beside what it is now, and what both are held to."""
+    text = printed(answer())
+
+    assert "a: in cold" in text
+    assert (True, True) == ("66.7 min" in text, "10.1 min" in text)
+    assert "when decided (2026-11-23T05:00:01.000Z)" in text
+    warm = next(line for line in text.splitlines() if "warm full" in line)
+    assert ["60%", "90%"] == [word for word in warm.split() if word.endswith("%")][:2]
+    assert "warm cold idle home 0.7.0" in " ".join(text.split())
+    assert "waits for eviction: version 0.3.0 in glacier" in text
+
+
+def test_what_is_not_known_is_left_out():
+    """No age event, no history, a tombstone: the rest is shown all the same."""
+    text = printed(answer(decided=None, history=[], superseded=[], deleted=True, tier="hot"))
+
+    assert "a: deleted; its tombstone is in hot" in text
+    assert "when decided" not in text

@@ -133,7 +133,7 @@ class Places:
             await placement.put(batch, {name: slots[which] for name, slots in self._slots.items()})
         await placement.promote()
         codes = SerialExecutor("codes")
-        coder = Coder(placement.index, self._codebook, TRAIN_ROWS, codes, placement.hot)
+        coder = Coder(placement.index, self._codebook, TRAIN_ROWS, codes, {TierName.HOT: placement.hot})
         await coder.load()
         await coder.drain()
         codes.close()

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import weakref
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from consumers import coding
 from consumers.coding import Coder
-from tests.tiers.rows import row
+from tests.tiers.rows import ATTRIBUTES, batch, row
 from tests.tiers.shelves import World
-from tiers import index as index_module
-from tiers import segment
+from tiers import packing, record, segment
 from tiers.codes import Codebook, possible
+from tiers.index import Coded, Index
 from tiers.record import Row
 from tiers.score import scales
 from tiers.tier import TierName
@@ -25,6 +28,7 @@ DIM, COUNT = 32, 3_000
 RNG = np.random.default_rng(0)
 CENTRES = RNG.normal(size=(40, DIM))
 VECTORS = (CENTRES[RNG.integers(0, 40, COUNT)] + RNG.normal(size=(COUNT, DIM))).astype(np.float32)
+ALL = list(TierName)
 SCALED = VECTORS * scales(VECTORS, "cosine")[:, None]
 
 
@@ -84,7 +88,6 @@ async def coder(world: World, file: Path) -> Coder:
 async def filled(monkeypatch: pytest.MonkeyPatch, count: int) -> World:
     """Return a world of so many rows below hot, in small segments."""
     monkeypatch.setattr(segment, "SEGMENT_ROWS", 512)
-    monkeypatch.setattr(index_module, "SEGMENT_ROWS", 512)
     monkeypatch.setattr(coding, "PACK_ROWS", 100)
     world = World(dim=DIM)
     for at in range(count):
@@ -171,3 +174,115 @@ async def test_a_bound_on_codes_holds_with_codes(monkeypatch: pytest.MonkeyPatch
     assert (["glacier"], False) == (result.missed, result.complete)
     assert result.scanned < result.of == 2_500
     assert ["id-2"] == await world.found(ids=["id-2"])
+
+
+async def test_a_corpus_embedded_anew_is_found_all_the_time(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Every row of several segments superseded bit by bit: k hits at each moment, each once, and no memory left."""
+    count, step, dim = 24_000, 1_000, 16
+    monkeypatch.setattr(segment, "SEGMENT_ROWS", 8_192)
+    rng = np.random.default_rng(3)
+    world = World(dim=dim)
+    makes = await coder(world, tmp_path / "codebook")
+
+    def embed(start: int, version: int) -> None:
+        vectors = rng.normal(size=(step, dim)).astype(np.float32)
+        rows = [Row(f"id-{start + at}", version + start + at, 0, None, vectors[at], b"", {}) for at in range(step)]
+        found = batch(*rows, shape=world.shape)
+        world.index.put(found, np.zeros(step, np.int32), TierName.COLD, np.arange(step), 0)
+        world.shelves[TierName.COLD].rows.update({(one.id, one.version): one for one in rows})
+
+    for start in range(0, count, step):
+        embed(start, 1)
+    await makes.drain()
+    bytes_before, former = world.index.code_bytes, weakref.ref(world.index.segments()[0])
+    for start in range(0, count, step):
+        embed(start, 1_000_000)
+        if start % 3_000 == 0:
+            result = await world.retrieve(vector=rng.normal(size=dim).astype(np.float32), k=10)
+            assert (10, 10) == (len(result.hits), len({hit.row.id for hit in result.hits}))
+            assert (count, count, []) == (result.scanned, result.of, result.missed)
+            await makes.drain()
+        while world.index.compact():
+            pass
+    await makes.drain()
+
+    assert former() is None
+    assert world.index.code_bytes <= 2 * bytes_before
+    assert all(hit.row.version >= 1_000_000 for hit in (await world.retrieve(vector=np.ones(dim, np.float32))).hits)
+
+
+def test_a_row_takes_at_most_160_bytes_beside_its_id_and_attributes() -> None:
+    """Counted over the arrays of a full segment at 256 dimensions: columns, codes with their row numbers, last view."""
+    dim, count = 256, segment.SEGMENT_ROWS
+    index = Index(dim)
+    rng = np.random.default_rng(0)
+    index.codebook = Codebook.train(rng.normal(size=(640, dim)).astype(np.float32))
+    shape = record.entries(record.schema(dim, {}))
+    times = pa.array(np.zeros(count, np.int64), pa.timestamp("ms", "UTC"))
+    given = {
+        "id": pa.array([f"{n:x}" for n in range(count)]),
+        "version": pa.array(np.arange(count)),
+        "event_time": times,
+        "expires_at": times,
+        "attributes": record.attribute_array([{}] * count, pa.struct([])),
+        "deleted": pa.array(np.arange(count) % 7 == 0),  # these have no code, and are not in the count
+        "slot": pa.array(np.arange(count)),
+        "partition": pa.array(np.zeros(count, np.int32)),
+    }
+    found = pa.RecordBatch.from_arrays([given[name] for name in shape.names], schema=shape)
+    live = ~record.deleted_of(found)
+    codes = rng.integers(0, 256, (int(live.sum()), dim // 4), np.uint8)
+    index.put(found, np.zeros(count, np.int32), TierName.COLD, np.arange(count), 0, Coded(live, codes))
+    (one,) = index.segments()
+    one.install(one.adopted, one.pack(one.adopted, index.codebook))
+    (view,) = index.views(TierName)
+
+    arrays = [getattr(one, name) for name in segment.COLUMNS]
+    arrays += [value for value in view if isinstance(value, np.ndarray) and value.base is None]
+    columns = sum(array.nbytes for array in arrays) / count
+    packed = one.packed.bytes / int(live.sum())
+    assert one.packed._blocks.nbytes + one.packed.numbers.nbytes <= one.packed.bytes + 32 * 64
+    assert columns + packed <= 160
+
+
+async def test_at_the_limit_the_oldest_glacier_rows_go_first_and_are_said_to_be_missed() -> None:
+    """Younger ones keep their codes, others stay found, and what lost its code is there by id and filter."""
+    world = World(dim=DIM)
+    for at in range(1_000):
+        world.put(Row(f"id-{at}", at + 1, 0, None, VECTORS[at], b"", {"rank": at}), ALL[at % 2 + 2])
+    book = Codebook.train(SCALED)
+    world.index.codebook = book
+    while (work := packing.due(world.index.segments(), book, 1, 1)) is not None:
+        work.install(work.codes()[0])
+    packing.shed(world.index.segments(), world.index.code_bytes - 1)
+    asked = await world.retrieve(vector=VECTORS[1], k=10)
+
+    assert (["glacier"], False, 500, 1_000) == (asked.missed, asked.complete, asked.scanned, asked.of)
+    assert {hit.tier for hit in asked.hits} == {TierName.COLD}
+    assert ["id-1"] == await world.found(ids=["id-1"])
+    assert ["id-1"] == await world.found(filter="rank = 1")
+    assert (await world.retrieve(filter="rank < 10")).complete
+
+
+def test_shedding_costs_what_is_shed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At the limit a put looks at the segments once in a 256th of it, and a segment gives its codes up once."""
+    monkeypatch.setattr(segment, "SEGMENT_ROWS", 256)
+    looks, shed = 0, packing.shed
+
+    def counted(segments: Sequence[segment.Segment], limit: int) -> None:
+        nonlocal looks
+        looks += 1
+        shed(segments, limit)
+
+    monkeypatch.setattr(packing, "shed", counted)
+    index = Index(DIM, bytes_limit=1_000 * 4 * DIM)
+    kept = 0
+    for start in range(0, 4_000, 8):
+        rows = [Row(f"id-{at}", at + 1, 0, None, VECTORS[at % COUNT], b"", {}) for at in range(start, start + 8)]
+        found = batch(*rows, shape=record.schema(DIM, ATTRIBUTES))
+        index.put(found, np.zeros(8, np.int32), TierName.GLACIER, np.arange(8), 0)
+        kept = max(kept, index.code_bytes)
+
+    assert kept <= index.bytes_limit
+    assert looks <= 4_000 / 8
+    assert index.code_bytes >= index.bytes_limit * 0.6

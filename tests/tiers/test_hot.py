@@ -6,6 +6,7 @@ import asyncio
 import sys
 from contextlib import suppress
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -547,3 +548,15 @@ async def test_a_reservation_given_up_keeps_no_slot(lent):
         lent.copies.withhold(await reserving)
 
     assert (8, 0) == (lent.copies.room(), lent.copies.slabs)
+
+
+def test_device_memory_is_asked_of_cupy_by_names_that_it_has():
+    """A host has none to tell of; CuPy's own numbers and its pool's are told by kind."""
+    pool = SimpleNamespace(used_bytes=lambda: 3, total_bytes=lambda: 4)
+    cuda = SimpleNamespace(runtime=SimpleNamespace(memGetInfo=lambda: (1, 2)))
+    device = CudaDevice(SimpleNamespace(cuda=cuda, get_default_memory_pool=lambda: pool))
+    names = API["functions"].keys() | set(API["values"])
+
+    assert {"cuda.runtime.memGetInfo", "get_default_memory_pool"} <= names
+    assert {"free": 1, "total": 2, "pool_used": 3, "pool_held": 4} == device.memory()
+    assert {} == HostDevice().memory()

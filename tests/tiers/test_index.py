@@ -225,11 +225,11 @@ def test_touch_adds_heat_and_forgets_nothing():
     index.touch(["a", "unknown"], [2, 9], [1_000, 1_000], half_life_ms=1_000)
     segment = index.segments()[0]
 
-    assert (segment.heat[0], segment.heat_at[0], segment.used[0]) == (2.5, 1_000, 1_000)
+    assert (segment.heat[0], segment.used[0]) == (2.5, 1_000)
 
     index.touch(["a"], [1], [500], half_life_ms=1_000)
 
-    assert (segment.heat[0], segment.heat_at[0], segment.used[0]) == (3.5, 1_000, 1_000)
+    assert (segment.heat[0], segment.used[0]) == (3.5, 1_000)
 
 
 def test_a_tombstone_begins_without_heat():

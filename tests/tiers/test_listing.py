@@ -95,7 +95,7 @@ async def test_a_cursor_from_elsewhere_is_refused(cursor: str) -> None:
 
 
 async def test_a_cursor_of_another_question_is_refused() -> None:
-    """Filter, times and tiers must be those that the cursor was given for; the limit may change."""
+    """Filter, times, tiers and namespaces must be those that the cursor was given for; the limit may change."""
     world = World()
     for at in range(3):
         world.put(row(f"id-{at}", at + 1), TierName.COLD)
@@ -104,6 +104,9 @@ async def test_a_cursor_of_another_question_is_refused() -> None:
     assert len((await world.retrieve(limit=5, cursor=cursor)).hits) == 2
     with pytest.raises(InvalidRecord, match="another question"):
         await world.retrieve(limit=1, cursor=cursor, filter="rank = 1")
+    for spaces in (frozenset(), frozenset({"default"})):
+        with pytest.raises(InvalidRecord, match="another question"):
+            await world.retrieve(limit=1, cursor=cursor, namespaces=spaces)
 
 
 async def test_a_listing_without_time_goes_on_where_it_stood() -> None:

@@ -144,3 +144,20 @@ async def test_a_filter_and_a_search_of_some_tiers_see_copies():
             assert [("a", tier)] * expected == [(hit.row.id, hit.tier) for hit in found]
         (hit,) = (await world.retrieve(**asked)).hits
         assert (TierName.HOT if copied else TierName.COLD) is hit.tier
+
+
+@pytest.mark.parametrize("spaces", [frozenset({"a"}), frozenset({"default"}), frozenset()])
+async def test_a_tier_is_not_asked_for_what_lies_in_another_namespace(spaces):
+    """A tier that does not answer would else tell that the id is there: by its silence (R12)."""
+    world = World()
+    world.put(row("b/1", 1), TierName.WARM)
+
+    def refuse() -> None:
+        raise TierUnavailable("down")
+
+    world.shelves[TierName.WARM].before_answer = refuse
+    foreign = await world.retrieve(ids=["b/1"], namespaces=spaces)
+    own = await world.retrieve(ids=["b/1"], namespaces=frozenset({"b"}))
+
+    assert ([], True, []) == (foreign.hits, foreign.complete, foreign.missed)
+    assert ([], False, ["warm"]) == (own.hits, own.complete, own.missed)

@@ -123,7 +123,7 @@ def test_bad_ids_are_refused_with_their_reason(reason, identifier):
     assert reason == refused.value.reason
 
 
-@pytest.mark.parametrize("identifier", ["a", "a" * 512, "é" * 256, "\U0001f980" * 128, "a b", "\xa0", "/", "~"])
+@pytest.mark.parametrize("identifier", ["a", "a" * 512, "é" * 256, "\U0001f980" * 128, "a b", "\xa0", "a/", "~"])
 def test_good_ids_come_back_unchanged(identifier):
     """An id of 1 to 512 bytes without control characters is taken as it is."""
     assert identifier == record.check_id(identifier)

@@ -52,7 +52,7 @@ async def world(codebook: Codebook) -> World:
 @pytest.fixture
 async def coder(world: World, tmp_path: Path):
     pool = SerialExecutor("codes")
-    yield Coder(world.index, tmp_path / "codebook", 1_000, pool, world.hot)
+    yield Coder(world.index, tmp_path / "codebook", 1_000, pool, {TierName.HOT: world.hot})
     pool.close()
 
 

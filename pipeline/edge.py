@@ -1,0 +1,126 @@
+"""What every request meets before its route: whether there is such a path, method and parameter, or the node stops.
+
+Routes are made from the table of operations, so each one is checked against what the OpenAPI document says of it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from urllib.parse import unquote_to_bytes
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import Response, StreamingResponse
+from starlette.routing import Match, Route
+
+from pipeline.guard import Guard
+from pipeline.operation import Operation
+from pipeline.operations import OPERATIONS
+from pipeline.problems import Unsupported, on_error, problem
+from tiers.errors import InvalidRecord, IsothermError
+
+_control = re.compile("[\x00-\x1f\x7f-\x9f]").search
+Handler = Callable[[Request], Awaitable[Response]]
+
+
+class Edge:
+    """`handlers`, one for each operation by its id, behind the guard; `stopping` refuses all but /healthz."""
+
+    def __init__(self, handlers: Mapping[str, Handler], guard: Guard) -> None:
+        assert {each.id for each in OPERATIONS} == handlers.keys(), "an operation without a handler, or the reverse"
+        self.stopping = False
+        self.routes = [self._route(operation, handlers[operation.id]) for operation in OPERATIONS]
+        guard.wrap(self.routes)
+
+    def app(self, middleware: Sequence[Middleware]) -> Starlette:
+        """Return the ASGI application."""
+        errors = dict.fromkeys((IsothermError, Exception), on_error)
+        made = Starlette(
+            routes=self.routes, middleware=middleware, exception_handlers={**errors, HTTPException: self._missed}
+        )
+        made.router.redirect_slashes = False  # a path is what the document says, or is not there
+        return made
+
+    def _route(self, operation: Operation, handler: Handler) -> Route:
+        async def answer(request: Request) -> Response:
+            if self.stopping and operation.id != "healthz":
+                return _stopping()
+            check(operation, request)
+            response = await handler(request)
+            return await _headed(response) if request.method == "HEAD" else response
+
+        return Route(operation.route, answer, methods=[operation.method], name=operation.id)
+
+    async def _missed(self, request: Request, error: Exception) -> Response:
+        """Answer what no route took: OPTIONS, another method, another path."""
+        assert isinstance(error, HTTPException)
+        if _control(request.scope["path"]):
+            return problem(400, "invalid", "a path has no control characters", field="path")
+        allowed: set[str] = set()
+        for route in self.routes:
+            if route.matches(request.scope)[0] is not Match.NONE:
+                allowed |= route.methods or set()
+        if error.status_code not in (404, 405) or not allowed:
+            return problem(404, "no-such-path", f"there is nothing at {request.url.path[:200]!r}; /docs has every path")
+        allow = ", ".join(sorted({*allowed, "OPTIONS"}))
+        if request.method == "OPTIONS":
+            return Response(None, 204, {"Allow": allow})
+        refusal = problem(405, "method-not-allowed", f"{request.method[:20]} is not allowed here; allowed: {allow}")
+        refusal.headers["Allow"] = allow
+        return refusal
+
+
+def check(operation: Operation, request: Request) -> None:
+    """Raise InvalidRecord for what the operation does not take, Unsupported for an encoded body."""
+    scope = request.scope
+    if any(name == b"content-encoding" and value.lower() != b"identity" for name, value in scope["headers"]):
+        raise Unsupported("content-encoding", "send the body as it is: content encodings are refused")
+    _check_path(request)
+    if not scope["query_string"]:  # most requests: this runs for each
+        return
+    queries = operation.queries
+    seen: set[str] = set()
+    for name, _ in request.query_params.multi_items():
+        if name not in queries:
+            known = f"there are {', '.join(sorted(queries))}" if queries else "there are none here"
+            raise InvalidRecord(name[:100], f"there is no parameter {name[:100]!r}; {known}")
+        if name in seen:
+            raise InvalidRecord(name, f"parameter {name!r} is given more than once; lists are joined by commas")
+        seen.add(name)
+
+
+def _check_path(request: Request) -> None:
+    """Refuse a path or query that is not UTF-8, or a path with control characters: it would name something else.
+
+    (Decoded with replacements, or matched without its last line end.)
+    """
+    if _control(request.scope["path"]):
+        raise InvalidRecord("path", "a path has no control characters")
+    for name in ("raw_path", "query_string"):
+        raw: bytes = request.scope.get(name, b"")
+        if b"%" in raw:
+            try:
+                unquote_to_bytes(raw).decode()
+            except UnicodeDecodeError as error:
+                raise InvalidRecord("path" if name == "raw_path" else "query", f"not UTF-8: {error.reason}") from error
+
+
+async def _headed(response: Response) -> Response:
+    """Return the headers of an answer; a stream is not begun."""
+    if not isinstance(response, StreamingResponse):
+        return response  # the server leaves the body out
+    close = getattr(response.body_iterator, "aclose", None)
+    if close is not None:
+        await close()
+    headed = Response(None, response.status_code, dict(response.headers))
+    del headed.headers["content-length"]
+    return headed
+
+
+def _stopping() -> Response:
+    refusal = problem(503, "stopping", "the node is stopping; ask another, or again in a moment")
+    refusal.headers["Connection"] = "close"
+    return refusal

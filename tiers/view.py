@@ -1,0 +1,51 @@
+"""What a reader sees of one segment of the index."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from tiers.codes import Packed
+from tiers.record import Int64s
+from tiers.rest import Chunk
+from tiers.tier import TierName
+
+Bools = npt.NDArray[np.bool_]
+
+
+class View(NamedTuple):
+    """One segment as a reader sees it at one moment: copied bitmap and places, and arrays that only grow beyond it.
+
+    `place` is where a record is read: in hot if it has a copy there and hot was asked, else at its home. `mask` are the
+    live records in the tiers and namespaces asked for, `live` their number by place. `below` are those of them that a
+    scan of codes sees outside hot, and `sealed` those at home in hot that have a code, which hot leaves out of its own
+    scan unless that is to be exact; `blind` are those that no scan sees. `hot` are the rows of them in hot, and
+    `hot_slots` where; both only when facts were asked for. Shared between readers: nobody writes to it.
+    """
+
+    ids: list[str]
+    version: Int64s
+    mask: Bools
+    place: npt.NDArray[np.int8]
+    live: Int64s
+    below: Bools
+    sealed: Bools | None
+    blind: Bools | None
+    packed: Packed | None
+    rest: tuple[Chunk, ...]
+    event_time: Int64s
+    facts: pa.Table | None
+    hot: npt.NDArray[np.intp]
+    hot_slots: Int64s
+
+    def seen(self, mask: Bools) -> Int64s:
+        """Return how many rows a search that wants `mask` has looked at here, by place: all but the wanted uncoded."""
+        return self.live if self.blind is None else self.live - by_tier(self.place, mask & self.blind)
+
+
+def by_tier(place: npt.NDArray[np.int8], mask: Bools) -> Int64s:
+    """Return int64[tiers]: how many of the rows where `mask` are in each."""
+    return np.array([np.count_nonzero(mask & (place == tier)) for tier in TierName], np.int64)
