@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SETUP := $(VENV)/.setup
 
-.PHONY: setup demo test fuzz check lock clean system
+.PHONY: setup demo test fuzz check bench lock clean system
 .DEFAULT_GOAL := help
 
 help:
@@ -42,6 +42,10 @@ check: setup
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+## make bench   searches and reads measured against what is promised: a slice of two minutes
+bench: setup
+	$(BIN)/python -m benchmarks.search --quick
 
 ## make lock    pin everything anew: Python packages and Kafka's jars
 lock: system

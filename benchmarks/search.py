@@ -1,187 +1,158 @@
-"""How fast, and how right, the scan of everything below hot is, on real embeddings, beside FAISS's flat index.
+"""How search and reads over the tiers do on real embeddings, against what we promise and against others.
 
-    python -m benchmarks.search --rows 200000 --json
+    python -m benchmarks.search --out benchmarks/results/search-full.json     # all of it
+    python -m benchmarks.search --quick --json                                # two minutes, the same JSON
+    python -m benchmarks.search --only million                                # one scenario
 
-Texts are the descriptions of Debian's packages (`apt-cache dumpavail`) or the lines of --texts FILE, embedded with
-wordllama, jittered (noise of 0.3 of their length) where more rows are asked for than there are texts. Rows are dealt
-over warm, cold and glacier; what the tiers would fetch comes from an array in memory, so that this measures the index:
-views, scan, candidates, scores. Truth is NumPy over all rows, outside the product. One client, threads as stated.
+A real node (Kafka, Valkey, DuckDB, Delta on a local disk) in a scratch directory; one client in the node's process;
+truth is NumPy over all rows, outside the product. benchmarks/README.md says what is measured and how, and what not.
 """
 
 from __future__ import annotations
 
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before FAISS and NumPy: both sides are compared a thread at a time
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
 import argparse
 import asyncio
 import json
-import os
-import platform
-import subprocess
+import logging
+import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # before FAISS and NumPy: both sides are compared a thread at a time
+import structlog
+from rich.console import Console
 
-import faiss
-import numpy as np
-import pyarrow as pa
+from benchmarks.searching import peers, reads, scans
+from benchmarks.searching.baselines import Memory, best_of
+from benchmarks.searching.corpus import NOISE, corpus
+from benchmarks.searching.report import machine, promises, show
+from benchmarks.searching.run import Run, Size
+from pipeline.stack import Stack
 
-from consumers.coding import Coder
-from pipeline.embed import load_embedder
-from tiers import read, record
-from tiers.index import Index
-from tiers.record import Floats, Row
-from tiers.score import scales
-from tiers.tier import Location, Query, TierName
-from tiers.worker import SerialExecutor
+READS = 5  # of the memory, after each scenario
 
-DIM, K, QUESTIONS, THREADS = 256, 10, 300, 2
-BATCH_ROWS = 8_192
-NOISE = 0.3
-BELOW = (TierName.WARM, TierName.COLD, TierName.GLACIER)
-SHAPE = record.schema(DIM, {"group": "int"})
-GROUPS = 1_000
-#: Share of rows that pass, and how many of the groups those are (all: no filter).
-SELECTIVITY = {"100 %": GROUPS, "10 %": 100, "1 %": 10, "0.1 %": 1}
+Scenario = Callable[[Run], Awaitable[dict[str, Any]]]
 
-
-class Shelf:
-    """A tier whose rows lie in an array, by slot."""
-
-    def __init__(self, name: TierName, vectors: Floats) -> None:
-        self.name, self._vectors = name, vectors
-
-    async def get(self, locations: Sequence[Location]) -> list[Row | None]:
-        """Return the rows."""
-        return [
-            Row(at.id, at.version, 0, None, self._vectors[at.slot], b"", {"group": at.slot % GROUPS})
-            for at in locations
-        ]
+#: In this order: the four after `million` go on with its node, and `rebuild` stops and starts it.
+SCENARIOS: dict[str, Scenario] = {
+    "exact-hot": scans.exact_hot,
+    "warm-200k": scans.warm,
+    "cold-200k": scans.cold,
+    "million": scans.million,
+    "selectivity": scans.selectivity,
+    "moving": reads.moving,
+    "rebuild": reads.rebuild,
+    "by-id": reads.by_id,
+    "peers": peers.peers,
+}
 
 
-def embeddings(texts: Path | None, rows: int) -> tuple[Floats, Floats]:
-    """Return (float32[rows, DIM], questions held out)."""
-    if texts is not None:
-        lines = texts.read_text().splitlines()
-    else:
-        told = subprocess.run(["apt-cache", "dumpavail"], capture_output=True, text=True, check=True).stdout  # noqa: S607
-        lines = [
-            line.split(": ", 1)[1] for line in told.splitlines() if line.startswith(("Description:", "Description-en:"))
-        ]
-    embed = load_embedder("wordllama", DIM)
-    assert embed is not None, "the embedder was named"
-    distinct = sorted(set(lines))
-    found = np.concatenate([embed(distinct[at : at + 1_000]) for at in range(0, len(distinct), 1_000)])
-    rng = np.random.default_rng(0)
-    rng.shuffle(found)
-    questions, corpus = found[:QUESTIONS], found[QUESTIONS:]
-    out = np.empty((rows, DIM), np.float32)
-    for start in range(0, rows, len(corpus)):
-        part = corpus[: rows - start]
-        size = NOISE * np.linalg.norm(part, axis=1, keepdims=True) / np.sqrt(DIM) if start else 0.0
-        out[start : start + len(part)] = part + size * rng.normal(size=part.shape)
-    return out, questions.astype(np.float32)
+def _nothing(_: dict[str, Any]) -> None:
+    """Keep nothing."""
 
 
-async def fill(index: Index, vectors: Floats, coder: Coder) -> float:
-    """Put all rows into the index and code them; returns the seconds."""
+async def measure(
+    size: Size,
+    names: Sequence[str],
+    texts: Path | None,
+    console: Console,
+    servers: Stack | None = None,
+    keep: Callable[[dict[str, Any]], None] = _nothing,
+) -> dict[str, Any]:
+    """Run the scenarios and return everything; on `servers` if given, else on some of its own.
+
+    `keep` is given what there is after each: a run that is cut short has measured something.
+    """
     began = time.perf_counter()
-    for number, start in enumerate(range(0, len(vectors), BATCH_ROWS)):
-        part = vectors[start : start + BATCH_ROWS]
-        rows = [
-            Row(f"id-{at}", at + 1, 0, None, vector, b"", {"group": at % GROUPS})
-            for at, vector in enumerate(part, start)
-        ]
-        slots = np.arange(start, start + len(part))
-        tier = BELOW[number % len(BELOW)]
-        index.put(record.to_batch(rows, SHAPE), np.zeros(len(part), np.int32), tier, slots, 0)
-        await coder.drain()
-    return time.perf_counter() - began
+
+    def say(what: str) -> None:
+        console.print(f"[dim]{time.perf_counter() - began:6.1f} s[/dim]  {what}")
+
+    result: dict[str, Any] = {"benchmark": "search", **machine()}
+    say("embedding the texts")
+    given = corpus(size.million, size.questions, texts, size.texts)
+    array = Memory(size.bandwidth_mb)
+    read = [array.read() for _ in range(READS)]
+    result |= {
+        "settings": {**asdict(size), "k": scans.K, "dim": given.vectors.shape[1], "noise": NOISE},
+        "corpus": given.source,
+        "notes": {},
+        "scenarios": {},
+    }
+    with tempfile.TemporaryDirectory(prefix="isotherm-bench-") as scratch:
+        async with AsyncExitStack() as stack:
+            if servers is None:
+                say("starting Kafka and Valkey")
+                servers = await stack.enter_async_context(Stack(Path(scratch) / "stack"))
+            run = Run(size, given, servers, Path(scratch), say)
+            stack.push_async_callback(run.close)
+            for name in names:
+                say(f"[bold]{name}[/bold]")
+                started = time.perf_counter()
+                done = result["scenarios"][name] = await SCENARIOS[name](run)
+                done["took_s"] = round(time.perf_counter() - started, 1)
+                if note := done.pop("note", None):
+                    result["notes"][name] = note
+                read += [array.read() for _ in range(READS)]
+                result["bandwidth"] = {"gb_s": best_of(read), "threads": 1, "samples": read}
+                if missing := [one for one in SCENARIOS if one not in result["scenarios"]]:
+                    result["notes"]["not run"] = f"Not in this run: {', '.join(missing)}."
+                else:
+                    result["notes"].pop("not run", None)
+                result |= {"took_s": round(time.perf_counter() - began, 1), "table": promises(result)}
+                keep(result)
+    return result
 
 
-async def ask(index: Index, vectors: Floats, questions: Floats, pool: SerialExecutor) -> dict[str, Any]:
-    """Return recall and samples (ms) by selectivity, each question alone."""
-    tiers = {name: Shelf(name, vectors) for name in BELOW}
-    scaled = vectors * scales(vectors, "cosine")[:, None]
-    out: dict[str, Any] = {}
-    for share, groups in SELECTIVITY.items():
-        where = f'"group" < {groups}' if groups < GROUPS else None
-        rows = np.flatnonzero(np.arange(len(vectors)) % GROUPS < groups)
-        samples, found = [], []
-        for question in questions:
-            began = time.perf_counter()
-            result = await read.retrieve(index, tiers, Query(vector=question, k=K, filter=where), pool)
-            samples.append((time.perf_counter() - began) * 1_000)
-            found.append({hit.row.version - 1 for hit in result.hits})
-        chosen = scaled[rows]
-        truth = [set(rows[np.argpartition(-(chosen @ q), K)[:K]].tolist()) for q in questions]
-        recall = sum(len(a & b) for a, b in zip(found, truth, strict=True)) / (K * len(questions))
-        out[share] = {"recall": round(recall, 4), **spread(samples)}
-    result = await read.retrieve(index, tiers, Query(vector=questions[0], k=K, explain=True), pool)
-    return {"by_selectivity": out, "explain": result.explain}
-
-
-def flat(vectors: Floats, questions: Floats) -> dict[str, Any]:
-    """Return what FAISS's flat index takes for the same rows, one thread."""
-    index = faiss.IndexFlatIP(DIM)
-    index.add(vectors * scales(vectors, "cosine")[:, None])
-    samples = []
-    for question in questions[:100]:
-        began = time.perf_counter()
-        index.search(question[None], K)
-        samples.append((time.perf_counter() - began) * 1_000)
-    return spread(samples)
-
-
-def spread(samples_ms: list[float]) -> dict[str, Any]:
-    """Return p50 and p99 of all but the first twenty, and the samples."""
-    settled = np.array(samples_ms[20:])
-    p50, p99 = (round(float(np.percentile(settled, at)), 3) for at in (50, 99))
-    return {"p50_ms": p50, "p99_ms": p99, "samples_ms": [round(one, 3) for one in samples_ms]}
-
-
-async def measure(rows: int, texts: Path | None) -> dict[str, Any]:
-    """Run it all."""
-    vectors, questions = embeddings(texts, rows)
-    index, pool, coding = Index.of(SHAPE), SerialExecutor("search", THREADS), SerialExecutor("codes")
-    with tempfile.TemporaryDirectory() as scratch:
-        seconds = await fill(index, vectors, Coder(index, Path(scratch) / "codebook", 20_000, coding))
-    try:
-        return {
-            "benchmark": "search",
-            "host": {"cpus": os.cpu_count(), "machine": platform.machine(), "python": platform.python_version()},
-            "versions": {"faiss": faiss.__version__, "numpy": np.__version__, "pyarrow": pa.__version__},
-            "rows": rows,
-            "threads": THREADS,
-            "fill_s": round(seconds, 2),
-            "code_bytes_per_row": round(index.code_bytes / rows, 1),
-            **(await ask(index, vectors, questions, pool)),
-            "faiss_flat_one_thread": flat(vectors, questions),
-        }
-    finally:
-        pool.close()
-        coding.close()
-
-
-def main() -> None:
-    """Parse the command line, measure, print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", type=int, default=200_000)
-    parser.add_argument("--texts", type=Path, help="a file of texts, one a line, instead of Debian's descriptions")
+def parse(arguments: list[str]) -> argparse.Namespace:
+    """Return what the command line says."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.search", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--only", action="append", choices=SCENARIOS, metavar="NAME", help=", ".join(SCENARIOS))
+    parser.add_argument("--quick", action="store_true", help="fewer rows and questions: two minutes in all")
+    parser.add_argument("--rows", type=int, help="rows over all tiers (default 1,000,000; quick 160,000)")
+    parser.add_argument("--threads", type=int, default=2, help="search threads of the node (default 2)")
+    parser.add_argument("--texts", type=Path, help="a file of texts, one a line, instead of Debian's and Python's")
+    parser.add_argument("--note", help="what a reader of the result must know of the machine")
+    parser.add_argument("--check", action="store_true", help="exit with 1 when a promise is not kept")
     parser.add_argument("--json", action="store_true", help="the whole result, samples too, as one JSON object")
-    asked = parser.parse_args()
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False)  # noqa: S607
-    result = {"commit": commit.stdout.strip(), **asyncio.run(measure(asked.rows, asked.texts))}
-    if asked.json:
+    parser.add_argument("--out", type=Path, help="write the JSON to this file too")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Measure and print; 1 when a promise is not kept and that was asked."""
+    given = parse(sys.argv[1:] if arguments is None else arguments)
+    size = Size.quick() if given.quick else Size()
+    size = replace(size if given.rows is None else size.of(given.rows), threads=given.threads)
+    logging.disable(logging.ERROR)  # of libraries: what fails is raised
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(40))
+    names = [name for name in SCENARIOS if given.only is None or name in given.only]
+
+    def keep(result: dict[str, Any]) -> None:
+        result["settings"]["quick"] = given.quick
+        if given.note:
+            result["notes"]["machine"] = given.note
+        if given.out is not None:
+            given.out.write_text(json.dumps(result, separators=(",", ":")) + "\n")
+
+    result = asyncio.run(measure(size, names, given.texts, Console(stderr=True), keep=keep))
+    if given.json:
         print(json.dumps(result))
-        return
-    base = result["faiss_flat_one_thread"]
-    print(f"{asked.rows:,} rows, {THREADS} threads; faiss IndexFlatIP, one thread: p50 {base['p50_ms']} ms")
-    for share, found in result["by_selectivity"].items():
-        print(f"{share:>6} pass: recall@{K} {found['recall']}, p50 {found['p50_ms']} ms, p99 {found['p99_ms']} ms")
+    else:
+        show(result, Console())
+    return 1 if given.check and not all(line["ok"] for line in result["table"]) else 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
