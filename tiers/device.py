@@ -16,6 +16,8 @@ from tiers import score
 from tiers.errors import ServiceMissing
 from tiers.record import Floats
 
+NO_ROWS, NO_VALUES = np.zeros(0, np.intp), np.zeros(0, np.float32)
+
 
 class Device(Protocol):
     """What hot asks of an array library. Arrays named `device_*` live on the device and are opaque to callers."""
@@ -70,14 +72,20 @@ class HostDevice:
         query: Floats,
         k: int,
     ) -> tuple[npt.NDArray[np.intp], Floats]:
-        """See Device."""
-        rows: list[npt.NDArray[np.intp]] = []
-        found: list[Floats] = []
+        """See Device. What is no better than the k best so far is left out before anything is sorted."""
+        rows, found = NO_ROWS, NO_VALUES
         for start, end in ranges:
-            at, values = score.nearest(matrix[start:end], scale[start:end], mask[start:end], query, k)
-            rows.append(at + start)
-            found.append(values)
-        return _merge(rows, found, k)
+            wanted = mask[start:end]
+            if np.count_nonzero(wanted) * score.SPARSE < len(wanted):
+                at, values = score.nearest(matrix[start:end], scale[start:end], wanted, query, k)
+            else:
+                values = np.vecdot(matrix[start:end], query)
+                values *= scale[start:end]
+                better = wanted & (values > found[k - 1]) if len(found) >= k else wanted
+                at = score.top(values, better, k)
+                values = values[at]
+            rows, found = _merge([rows, at + start], [found, values], k)
+        return rows, found
 
 
 class CudaDevice:

@@ -37,21 +37,22 @@ from tiers.worker import SerialExecutor
 
 COLUMNAR_ROWS = 8  # from here on turning whole columns into values costs less than row by row
 COPIES_LISTED = 1_000  # copies that a listing turns into one batch
+SEAL_ROWS = 1_024  # of one slab get codes together: fewer are not worth copying a segment's codes
 KEPT_FREE = 8  # copies take a slab only while more than one in so many stays free: a burst need not wait for theirs
 
 
 class HotSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """`capacity_rows` is rounded down to whole slabs, and so is the fraction of it that copies may take.
 
-    `device` is auto, cpu or cuda. On a CPU full slabs get codes once a search would read more than `exact_rows`
-    vectors of hot (0: never).
+    `device` is auto, cpu or cuda. On a CPU rows get codes once a search would read more than `exact_rows` vectors of hot
+    (0: never).
     """
 
     device: str = "auto"
     capacity_rows: int = 262_144
     slab_rows: int = 8_192
     copy_fraction: float = 0.25
-    exact_rows: int = 32_768
+    exact_rows: int = 16_384
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +65,7 @@ class Snapshot:
 
 
 class Sealed(NamedTuple):
-    """Rows of a full slab that a search reads as vectors; no slab is used again before `snapshot` is released."""
+    """Rows of a slab that a search reads as vectors; no slab is used again before `snapshot` is released."""
 
     snapshot: Snapshot
     ids: list[str]
@@ -241,14 +242,14 @@ class HotMemory:
         return Snapshot(self._scans.begin(), slabs, alive)
 
     def sealed(self) -> Sealed | None:
-        """Return the full slab with most rows that have no code; None when a search need not be spared so much."""
+        """Return the rows of the slab with most that have no code; None when a search need not be spared so much."""
         plain = self._alive & ~self._deleted & ~self._coded
         if self.device.name != "numpy" or not self.settings.exact_rows or plain.sum() <= self.settings.exact_rows:
             return None
         by_slab = plain.reshape(len(self._slabs), self._rows).sum(axis=1)
-        full = [slab.partition >= 0 and slab.fill == self._rows for slab in self._slabs]
-        number = int(np.argmax(np.where(full, by_slab, 0)))
-        if not full[number] or not by_slab[number]:
+        theirs = [slab.partition >= 0 for slab in self._slabs]
+        number = int(np.argmax(np.where(theirs, by_slab, 0)))
+        if not theirs[number] or by_slab[number] < min(SEAL_ROWS, self._rows):
             return None
         rows = np.flatnonzero(plain[number * self._rows : (number + 1) * self._rows])
         slab, slots = self._slabs[number].frozen(), rows + number * self._rows

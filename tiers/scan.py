@@ -173,7 +173,10 @@ class Scanner:
         """Ask the criteria of each segment in turn, as far as the deadline lets."""
         if reading.criteria is None:
             return [Part(view, view.mask, view.hot_slots) for view in views]
-        return await self.on_thread(reading.deadline, _narrowed, views, reading.criteria, reading.deadline)
+        hands = [hand for at in range(self.threads) if (hand := views[at :: self.threads])]
+        given = reading.criteria, reading.deadline
+        jobs = (self.on_thread(reading.deadline, _narrowed, hand, *given) for hand in hands)
+        return [part for parts in await asyncio.gather(*jobs) for part in parts]
 
     async def _scan_below(
         self, reading: Reading, vectors: Floats, count: int, parts: list[Part]

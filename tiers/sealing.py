@@ -1,7 +1,7 @@
-"""Codes for what lies in hot: where hot is large, a search reads the codes of its full slabs instead of their vectors.
+"""Codes for what lies in hot: where hot is large, a search reads codes of its rows instead of their vectors.
 
-A slab is sealed once it is full. Its rows get codes in the index's segments, as they will need them anyway when they
-leave; hot then leaves them out of its own exact scan. On a GPU hot scans everything itself.
+They get them in the index's segments, as they will need them anyway when they leave; hot then leaves them out of its
+own exact scan. On a GPU hot scans everything itself.
 """
 
 from __future__ import annotations

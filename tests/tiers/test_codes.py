@@ -52,6 +52,22 @@ def test_codes_find_the_nearest_of_the_rows_that_are_asked_for(codebook: Codeboo
     assert hits >= 495
 
 
+def test_few_rows_are_found_without_reading_the_others(codebook: Codebook) -> None:
+    """The best of a few rows are those that their codes stand for, whatever the order they were added in."""
+    order = np.random.default_rng(1).permutation(COUNT)
+    sorted_, shuffled = codebook.empty().plus(np.arange(COUNT), SCALED), codebook.empty().plus(order, SCALED[order])
+    for few in (1, 7, 200):
+        mask = np.zeros(COUNT, bool)
+        mask[RNG.choice(COUNT, few, replace=False)] = True
+        wanted = np.flatnonzero(mask)
+        values = sorted_.vectors(wanted) @ SCALED[0]
+        best = wanted[np.argsort(-values, kind="stable")[:10]]
+        for packed in (sorted_, shuffled):
+            ((rows, found),) = packed.best(mask, SCALED[:1], 10)
+            assert len(set(best.tolist()) & set(rows.tolist())) >= min(few, 10) - 1  # FAISS rounds its tables
+            assert np.allclose(np.sort(values)[::-1][: len(found)], found, atol=0.05)
+
+
 def test_adding_rows_leaves_what_a_scan_holds_as_it_was(codebook: Codebook) -> None:
     """Codes are never changed in place: a scan under way goes on with the old ones."""
     before = codebook.empty().plus(np.arange(10), SCALED[:10])
