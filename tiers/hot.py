@@ -44,8 +44,8 @@ KEPT_FREE = 8  # copies take a slab only while more than one in so many stays fr
 class HotSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """`capacity_rows` is rounded down to whole slabs, and so is the fraction of it that copies may take.
 
-    `device` is auto, cpu or cuda. On a CPU rows get codes once a search would read more than `exact_rows` vectors of hot
-    (0: never).
+    `device` is auto, cpu or cuda. On a CPU rows get codes once a search would read more than `exact_rows` vectors of
+    hot (0: never).
     """
 
     device: str = "auto"

@@ -167,6 +167,34 @@ async def test_no_question_finds_what_is_foreign(prison: Prison) -> None:
             check(await prison.http.get("/v1/memories", params=params, headers=headers), condition)
 
 
+STATEMENTS = [
+    "SELECT * FROM memories",
+    "SELECT * FROM hot UNION ALL BY NAME SELECT * FROM warm UNION ALL BY NAME SELECT * FROM cold",
+    "SELECT id, payload FROM glacier",
+    "SELECT m.* FROM memories m, (SELECT 1) WHERE m.id NOT LIKE 'a/%' OR TRUE",
+    "WITH every AS (SELECT * FROM cold) SELECT * FROM every WHERE namespace = 'b'",
+    f"SELECT id FROM memories WHERE \"user\" = '{CANARY}'",
+    "SELECT string_agg(id, ',') FROM memories",
+    "SELECT namespace, count(*) FROM memories GROUP BY ALL",
+    "SELECT * FROM duckdb_tables()",
+    "FROM main.sqlite_master",
+]
+
+
+async def test_sql_has_our_own_rows_and_no_others(prison: Prison) -> None:
+    """Whatever the statement, and after another key has asked the same: its rows are not there to be found."""
+    for headers, own in ((prison.theirs, "b/"), (prison.ours, "a/")):
+        for statement in STATEMENTS:
+            answer = await prison.http.post("/v1/sql", json={"query": statement}, headers=headers)
+            assert answer.status_code in (200, 400), (statement, answer.text)
+            if own == "a/":
+                check(answer, statement)
+        asked = {"query": "SELECT id FROM memories ORDER BY id"}
+        named = await prison.http.post("/v1/sql", json=asked, headers=headers)
+        every = sorted(each for each in [*OWN, *FOREIGN] if each.startswith(own))
+        assert [[each] for each in every] == named.json()["rows"]
+
+
 async def test_the_counts_are_of_our_own(prison: Prison) -> None:
     """Scanned, of, searched, explain and the tiers' records count four records, not twenty."""
     answer = await prison.http.post("/v1/search", json={"vector": VECTOR, "explain": True}, headers=prison.ours)
@@ -319,7 +347,7 @@ async def test_the_change_stream_tells_of_our_own(prison: Prison) -> None:
                     break
         assert {True} == {identifier.startswith(spaces) for identifier, _ in seen}, seen
         assert all(version.count(".") == 2 for _, version in seen)
-    await until(lambda: not prison.gateway._streams)
+    await until(lambda: not prison.gateway.feed.streams)
 
 
 @pytest.mark.unit
