@@ -39,6 +39,6 @@ class Keeping:
 
     async def verify(self, request: Request) -> Response:
         """POST /v1/verify: cross-check everything; 200 with what was found, also when it is bad."""
-        asked = decoded(await self._body(request) or b"{}", VerifyAsked)
+        asked = decoded(await self._body(request), VerifyAsked)
         async with self._turn:
             return answer_json(await Verify(self._manager.node, repair=asked.repair).run())

@@ -21,10 +21,13 @@ from tiers.placed import Located, Placed
 from tiers.record import Row
 from tiers.scan import Scanner
 from tiers.segment import NO_COPY, View
-from tiers.tier import Hit, Location, Places, Query, Result, Tier, TierName, Vectors
+from tiers.tier import WHOLE, Hit, Location, Places, Query, Result, Tier, TierName, Vectors
 from tiers.trace import Trace
 
 TIERS = tuple(TierName)  # by number: an enum's own look-up costs a microsecond
+#: Of the time left, what vectors may take where rows are fetched after them: a tier that hangs must not cost the answer
+#: what the others have.
+VECTORS_SHARE = 0.5
 LOOKS_MAX = 16  # a row that moves more often than this during one read is an error, not bad luck
 
 T = TypeVar("T")
@@ -144,7 +147,7 @@ class Reading:
     async def _get(self, name: TierName, locations: list[Location]) -> list[Row | None] | None:
         """Return what the tier says, None when it does not in time."""
         rows: list[Row | None] | None = None
-        with self._asking(name, len(locations)) as answer:
+        with self._asking("get", name, len(locations)) as answer:
             async with asyncio.timeout(self.deadline.left_s):
                 answer.rows = rows = await self.tiers[name].get(locations)
         return None if rows is None else self._noted(name, rows)
@@ -152,8 +155,11 @@ class Reading:
     async def _vectors(self, name: TierName, places: Places) -> Vectors | None:
         """Return what the tier says, None when it does not in time."""
         vectors: Vectors | None = None
-        with self._asking(name, len(places.ids)) as answer:
-            async with asyncio.timeout(self.deadline.left_s):
+        left_s = self.deadline.left_s
+        if left_s is not None and self.query.include & WHOLE:
+            left_s *= VECTORS_SHARE
+        with self._asking("vectors", name, len(places.ids)) as answer:
+            async with asyncio.timeout(left_s):
                 vectors = await self.tiers[name].vectors(places, bounded=not self.query.exact)
             answer.rows = vectors.found
         if vectors is not None and self.query.explain:
@@ -163,7 +169,7 @@ class Reading:
         return vectors
 
     @contextmanager
-    def _asking(self, name: TierName, wanted: int) -> Iterator[Answer]:
+    def _asking(self, what: str, name: TierName, wanted: int) -> Iterator[Answer]:
         """Time what a tier is asked, and note what came of it; one that does not answer is missed."""
         began, answer = time.perf_counter(), Answer()
         try:
@@ -173,7 +179,7 @@ class Reading:
         finally:
             ended = time.perf_counter()
             self.took_ms[name] += (ended - began) * 1000
-            self.trace.asked(name.word, began, ended, wanted, answer.rows)
+            self.trace.asked(what, name.word, began, ended, wanted, answer.rows)
 
     def _noted(self, name: TierName, rows: list[Row | None]) -> list[Row | None]:
         """Return the rows, counted if the query wants to be explained."""

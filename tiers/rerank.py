@@ -15,13 +15,12 @@ from tiers import score
 from tiers.best import Candidates
 from tiers.placed import Located
 from tiers.record import Floats, Row
-from tiers.tier import Hit
+from tiers.tier import WHOLE, Hit
 
 if TYPE_CHECKING:
     from tiers.read import Reading
 
 EXACT_ROWS = 1_024  # vectors fetched at once for an exact search
-FULL = frozenset({"payload", "attributes"})  # what only the whole row has
 
 
 class Near(NamedTuple):
@@ -46,7 +45,7 @@ async def hits(reading: Reading, vector: Floats, candidates: Candidates, count: 
             break
         some = Candidates(candidates.ids[start : start + step], candidates.versions[start : start + step])
         near = ordered([*near[: query.k], *await _near(reading, vector, some)])
-    if query.include & FULL:
+    if query.include & WHOLE:
         near = await _whole(reading, vector, near)
     return [Hit(each.row or _bare(each.found), each.found.tier, each.score) for each in near[: query.k]]
 

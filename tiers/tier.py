@@ -94,6 +94,7 @@ class Receipt:
 
 #: What an answer may carry of a record beside its id, version and times.
 FIELDS = frozenset({"payload", "attributes", "vector"})
+WHOLE = frozenset({"payload", "attributes"})  # of these, what only a whole row has
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

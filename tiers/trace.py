@@ -50,9 +50,14 @@ class Trace:
         if len(self.parts) < PARTS_MAX:
             self.parts.append(Part(name, tier, began, ended, rows))
 
-    def asked(self, tier: str, began: float, ended: float, wanted: int, rows: Sequence[object] | None) -> None:
-        """Take note of what a tier said when it was asked for `wanted` rows; None when it did not answer in time."""
-        self._part("get", tier, began, ended, wanted)
+    def asked(
+        self, what: str, tier: str, began: float, ended: float, wanted: int, rows: Sequence[object] | None
+    ) -> None:
+        """Take note of what a tier said when `wanted` rows or vectors were asked of it; None: it was too late.
+
+        `what` is the tier's own word for it: "get" or "vectors".
+        """
+        self._part(what, tier, began, ended, wanted)
         if rows is None:
             self.lookups[tier, "unanswered"] += wanted
             return

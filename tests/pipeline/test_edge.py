@@ -163,7 +163,7 @@ def test_nesting_is_bounded(http: httpx.Client) -> None:
 
 def test_a_body_that_does_not_come_is_given_up(node: Live) -> None:
     """408 after request_s; the connection is closed."""
-    head = b"POST /v1/search HTTP/1.1\r\nhost: x\r\ncontent-length: 10\r\n\r\n{"
+    head = b"POST /v1/search HTTP/1.1\r\nhost: localhost\r\ncontent-length: 10\r\n\r\n{"
     status, problem, _ = raw(node, head)
     assert (408, "urn:isotherm:request-timeout") == (status, problem.get("type"))
 
@@ -179,7 +179,7 @@ def test_a_chunked_body_is_bounded_as_it_comes(http: httpx.Client) -> None:
 
 def test_a_long_path_is_414(node: Live) -> None:
     """Path and query together, whole in one packet or in many."""
-    status, problem, _ = raw(node, b"GET /v1/memories/" + b"a" * LIMIT + b" HTTP/1.1\r\nhost: x\r\n\r\n")
+    status, problem, _ = raw(node, b"GET /v1/memories/" + b"a" * LIMIT + b" HTTP/1.1\r\nhost: localhost\r\n\r\n")
     assert (414, "urn:isotherm:uri-too-long") == (status, problem.get("type"))
     status, _, _ = raw(node, b"GET /healthz?x=", *[b"b" * 1_000] * 20, pause_s=0.001)
     assert 414 == status
@@ -187,7 +187,7 @@ def test_a_long_path_is_414(node: Live) -> None:
 
 def test_headers_are_bounded_in_number_and_bytes(node: Live) -> None:
     """431: 101 headers, headers of 33 KB, and one header without an end, of which no more is kept than the bound."""
-    begin = b"GET /healthz HTTP/1.1\r\nhost: x\r\n"
+    begin = b"GET /healthz HTTP/1.1\r\nhost: localhost\r\n"
     many = b"".join(b"x-%d: 1\r\n" % n for n in range(101))
     large = b"".join(b"x-%d: %s\r\n" % (n, b"a" * 4_000) for n in range(9))
     for head in (begin + many + b"\r\n", begin + large + b"\r\n", begin + b"x-endless: " + b"a" * 5_000_000):
@@ -210,8 +210,8 @@ def test_what_is_no_http_is_a_problem_object(node: Live) -> None:
 
 def test_pipelined_requests_are_answered_in_order(node: Live) -> None:
     """Bounds are counted anew for each."""
-    one = b"GET /healthz HTTP/1.1\r\nhost: x\r\nx-pad: " + b"a" * 20_000 + b"\r\n\r\n"
-    last = b"GET /healthz HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n"
+    one = b"GET /healthz HTTP/1.1\r\nhost: localhost\r\nx-pad: " + b"a" * 20_000 + b"\r\n\r\n"
+    last = b"GET /healthz HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n"
     answer = raw(node, one * 5 + last)[2]
     assert 6 == answer.count(b"200 OK")
 
@@ -221,7 +221,7 @@ def test_a_websocket_is_not_served(node: Live) -> None:
     upgrade = (
         b"connection: upgrade, close\r\nupgrade: websocket\r\nsec-websocket-key: eA==\r\nsec-websocket-version: 13\r\n"
     )
-    assert 200 == raw(node, b"GET /healthz HTTP/1.1\r\nhost: x\r\n" + upgrade + b"\r\n")[0]
+    assert 200 == raw(node, b"GET /healthz HTTP/1.1\r\nhost: localhost\r\n" + upgrade + b"\r\n")[0]
 
 
 def test_connections_are_bounded(node: Live) -> None:
@@ -237,7 +237,7 @@ def test_connections_are_bounded(node: Live) -> None:
         for each in open_ones:
             each.close()
     deadline = time.monotonic() + 5
-    while raw(node, b"GET /healthz HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")[0] != 200:
+    while raw(node, b"GET /healthz HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n")[0] != 200:
         assert time.monotonic() < deadline
 
 

@@ -81,8 +81,8 @@ async def _busy(memory: MemoryManager, http: httpx.AsyncClient) -> None:
     assert (await http.post("/v1/memories/id-20:demote")).status_code == 202
     await until(lambda: node.demote.results["planned"] > 0)
     await memory.cleanup()
-    late = {"ids": [f"id-{at}" for at in range(2, 8)], "deadline_ms": 0.001}  # nothing on disk answers by then
-    assert not (await http.post("/v1/retrieve", json=late)).json()["complete"]
+    late = Query(ids=[f"id-{at}" for at in range(2, 8)], deadline_ms=0.001)  # nothing on disk answers by then
+    assert not (await memory.retrieve(late)).complete
     await until(lambda: bool(node.ingest.letters) and node.expiry.written > 0)
 
     async def promoted() -> bool:

@@ -26,7 +26,8 @@ def test_a_request_in_flight_is_answered_and_a_new_one_refused(stack: Stack, pre
             socket.create_connection((host, int(port)), timeout=20) as late,
             socket.create_connection((host, int(port)), timeout=20) as idle,
         ):
-            head = b"POST /v1/memories HTTP/1.1\r\nhost: x\r\nexpect: 100-continue\r\ncontent-length: %d\r\n\r\n"
+            head = b"POST /v1/memories HTTP/1.1\r\nhost: localhost\r\n"
+            head += b"expect: 100-continue\r\ncontent-length: %d\r\n\r\n"
             late.sendall(head % len(body))
             assert b" 100 " in late.recv(1_000)[:20], "its body is being read"
             late.sendall(body[:10])

@@ -227,7 +227,7 @@ def connect(connection: socket.socket, node: Live) -> None:
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4_096)
     connection.settimeout(20)
     connection.connect((host, int(port)))
-    connection.sendall(b"GET /v1/changes HTTP/1.1\r\nhost: x\r\n\r\n")
+    connection.sendall(b"GET /v1/changes HTTP/1.1\r\nhost: localhost\r\n\r\n")
 
 
 def flood(node: Live, begin: int) -> None:

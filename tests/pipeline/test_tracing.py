@@ -142,7 +142,7 @@ async def test_one_trace_leads_from_a_request_to_the_tier(http: httpx.AsyncClien
     (read, by_id) = sorted(spans.named("retrieve"), key=lambda span: span.start_time or 0)
     assert ["look", "filter", "scan", "fetch"] == spans.children(read)
     (fetch,) = spans.named("fetch")
-    assert [f"get {tier}"] == spans.children(fetch)
+    assert [f"vectors {tier}", f"get {tier}"] == spans.children(fetch)
     assert 1 == len(spans.children(by_id))
     assert 200 == (server.attributes or {})["http.response.status_code"]
     assert all((span.end_time or 0) >= (span.start_time or 0) > 0 for span in spans.all())
