@@ -55,10 +55,9 @@ def _head(now: Answer, where: str, fault: str) -> RenderableType:
         lag = float(now["freshness"]["lag_ms"])
         state.append(" · ").append(f"{_duration(lag)} behind the log", "yellow" if lag > BEHIND_MS else "")
     state.append(datetime.fromtimestamp(now["at"]).astimezone().strftime(" · %H:%M:%S"))
-    name = Text.assemble(("isotherm ", "bold"), (where, "dim"))
+    head.add_row(Text.assemble(("isotherm ", "bold"), (where, "dim")), state)
     if spaces := now.get("namespaces"):  # a key of some is told of their records only
-        name.append(f" · memories of {_listed(spaces)}")
-    head.add_row(name, state)
+        head.add_row(Text(f"memories of {_listed(spaces)}", "dim"), Text())
     return head
 
 
