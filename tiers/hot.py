@@ -236,9 +236,12 @@ class HotMemory:
         Nor are those that have codes, unless it is to be `exact`.
         """
         slabs = [(number, slab.frozen()) for number, slab in enumerate(self._slabs) if slab.live]
-        alive = self._alive & ~self._deleted & (self._expires > now_ms)
+        used = slice(0, (slabs[-1][0] + 1) * self._rows if slabs else 0)  # low slabs are given out first
+        wanted = self._alive[used] & ~self._deleted[used] & (self._expires[used] > now_ms)
         if not exact:
-            alive &= ~self._coded
+            wanted &= ~self._coded[used]
+        alive = np.zeros(len(self._alive), bool)
+        alive[used] = wanted
         return Snapshot(self._scans.begin(), slabs, alive)
 
     def sealed(self) -> Sealed | None:

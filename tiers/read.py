@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from tiers import listing, record, search
 from tiers.criteria import Criteria
@@ -56,6 +56,7 @@ class Reading:
         self.index, self.query, self.now_ms = index, query, now_ms
         self.scanner = scanner if scanner is not None else Scanner()
         self.tiers = {name: tier for name, tier in tiers.items() if name in query.tiers}
+        self.names = frozenset(self.tiers)
         self.criteria = Criteria.of(query, index.attributes)
         self.deadline = Deadline(query.deadline_ms)
         #: Equal for questions that one scan can answer.
@@ -99,7 +100,7 @@ class Reading:
         wanted = ids
         for _ in range(LOOKS_MAX):
             placed = self.index.placed(wanted)
-            parts = list(placed.by_tier(frozenset(self.tiers), self.now_ms))
+            parts = [part for part in placed.by_tier(self.names, self.now_ms) if part[0] not in self.missed]
             answers = await together([self._vectors(name, places) for name, _, places in parts])
             wanted = []
             for (name, at, places), answer in zip(parts, answers, strict=True):
@@ -139,7 +140,7 @@ class Reading:
             name, slot = TIERS[entry.home], entry.slot
             if entry.copy != NO_COPY and TierName.HOT in self.tiers:
                 name, slot = TierName.HOT, entry.copy
-            if name in self.tiers:
+            if name in self.tiers and name not in self.missed:  # what did not answer once is not waited for again
                 where = Location(entry.id, entry.version, entry.partition, slot)
                 by_tier.setdefault(name, []).append(where)
         return by_tier
@@ -148,8 +149,7 @@ class Reading:
         """Return what the tier says, None when it does not in time."""
         rows: list[Row | None] | None = None
         with self._asking("get", name, len(locations)) as answer:
-            async with asyncio.timeout(self.deadline.left_s):
-                answer.rows = rows = await self.tiers[name].get(locations)
+            answer.rows = rows = await within(self.deadline.left_s, self.tiers[name].get(locations))
         return None if rows is None else self._noted(name, rows)
 
     async def _vectors(self, name: TierName, places: Places) -> Vectors | None:
@@ -159,8 +159,7 @@ class Reading:
         if left_s is not None and self.query.include & WHOLE:
             left_s *= VECTORS_SHARE
         with self._asking("vectors", name, len(places.ids)) as answer:
-            async with asyncio.timeout(left_s):
-                vectors = await self.tiers[name].vectors(places, bounded=not self.query.exact)
+            vectors = await within(left_s, self.tiers[name].vectors(places, bounded=not self.query.exact))
             answer.rows = vectors.found
         if vectors is not None and self.query.explain:
             found = [vector for vector in vectors.found if vector is not None and len(vector)]
@@ -200,6 +199,25 @@ class Reading:
 async def together(asked: Sequence[Awaitable[T]]) -> list[T]:
     """Wait for all of these; one alone costs no task."""
     return [await asked[0]] if len(asked) == 1 else await asyncio.gather(*asked)
+
+
+async def within(limit_s: float | None, asked: Coroutine[Any, Any, T]) -> T:
+    """Wait for a tier's answer; TimeoutError after `limit_s`, however long the tier then takes to notice.
+
+    A client that is connecting to a server that hangs notices late (redis-py, its own timeout later).
+    """
+    if limit_s is None:
+        return await asked
+    task = asyncio.create_task(asked)
+    try:
+        done, _ = await asyncio.wait({task}, timeout=limit_s)
+    finally:
+        if not task.done():
+            task.cancel()
+            task.add_done_callback(lambda late: late.cancelled() or late.exception())  # nobody waits for it any more
+    if not done:
+        raise TimeoutError
+    return task.result()
 
 
 async def retrieve(
