@@ -71,8 +71,17 @@ class Stack:
     `kafka_properties` are lines after ours, with the same {placeholders}: of a key named twice the last counts.
     """
 
-    def __init__(self, data: Path, *, maxmemory: str = "0", kafka_properties: str = "", s3: bool = False) -> None:
+    def __init__(
+        self,
+        data: Path,
+        *,
+        maxmemory: str = "0",
+        kafka_properties: str = "",
+        kafka_heap_mb: int = 256,
+        s3: bool = False,
+    ) -> None:
         self.data = data.absolute()
+        self._kafka_heap_mb = kafka_heap_mb  # 256 do for a few topics; some 100 KB a partition
         self._maxmemory, self._kafka_properties = maxmemory, kafka_properties
         self._names = ("kafka", "valkey", *(("s3",) if s3 else ()))
         self._children: dict[str, Process] = {}
@@ -137,7 +146,15 @@ class Stack:
         lines = KAFKA_PROPERTIES + self._kafka_properties
         ports = self.ports
         properties.write_text(lines.format(host=HOST, kafka=ports.kafka, controller=ports.controller, data=self.data))
-        base = [java, "-Xms128m", "-Xmx256m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-cp", f"{jars}/*"]
+        base = [
+            java,
+            "-Xms128m",
+            f"-Xmx{self._kafka_heap_mb}m",
+            "-XX:+UseSerialGC",
+            "-XX:TieredStopAtLevel=1",
+            "-cp",
+            f"{jars}/*",
+        ]
         base += [f"-Dlog4j2.configurationFile={kafka_jars.data('compose', 'kafka', 'log4j2.yaml')}"]
         if not (self.data / "kafka" / "meta.properties").exists():
             tool = [*base, "kafka.tools.StorageTool"]

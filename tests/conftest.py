@@ -58,7 +58,7 @@ class StackThread:
 @pytest.fixture(scope="session")
 def stack_thread(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StackThread]:
     """The stack with its thread, for tests that kill and restart servers."""
-    thread = StackThread(Stack(tmp_path_factory.mktemp("stack")))
+    thread = StackThread(Stack(tmp_path_factory.mktemp("stack"), kafka_heap_mb=2_048))  # topics of a hundred nodes
     thread.do(thread.stack.__aenter__())
     try:
         yield thread

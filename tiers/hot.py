@@ -37,7 +37,7 @@ from tiers.worker import SerialExecutor
 
 COLUMNAR_ROWS = 8  # from here on turning whole columns into values costs less than row by row
 COPIES_LISTED = 1_000  # copies that a listing turns into one batch
-SEAL_ROWS = 1_024  # of one slab get codes together: fewer are not worth copying a segment's codes
+SEAL_ROWS = 1_024  # of a slab that still fills get codes together: copying a segment's codes must be worth it
 KEPT_FREE = 8  # copies take a slab only while more than one in so many stays free: a burst need not wait for theirs
 
 
@@ -250,9 +250,9 @@ class HotMemory:
         if self.device.name != "numpy" or not self.settings.exact_rows or plain.sum() <= self.settings.exact_rows:
             return None
         by_slab = plain.reshape(len(self._slabs), self._rows).sum(axis=1)
-        theirs = [slab.partition >= 0 for slab in self._slabs]
-        number = int(np.argmax(np.where(theirs, by_slab, 0)))
-        if not theirs[number] or by_slab[number] < min(SEAL_ROWS, self._rows):
+        least = [NEVER if slab.partition < 0 else 1 if slab.fill == self._rows else SEAL_ROWS for slab in self._slabs]
+        number = int(np.argmax(np.where(by_slab >= least, by_slab, 0)))
+        if by_slab[number] < least[number]:
             return None
         rows = np.flatnonzero(plain[number * self._rows : (number + 1) * self._rows])
         slab, slots = self._slabs[number].frozen(), rows + number * self._rows
