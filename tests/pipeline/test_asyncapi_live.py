@@ -54,13 +54,13 @@ def _live(http: httpx.Client, node: Live) -> None:
     http.post("/v1/memories", json={"id": "json", "vector": one.vector.tolist(), "payload": {"a": [1]}, "ttl_s": 0.5})
     packed = msgspec.msgpack.encode({"id": "packed", "vector": two.vector.tobytes(), "payload": b"\x00"})
     http.post("/v1/memories", content=packed, headers={"content-type": MSGPACK_TYPE}).raise_for_status()
-    node.do(node.memory.store(rows(20)))
+    token = node.do(node.memory.store(rows(20)))
     assert 202 == http.delete("/v1/memories/id-3").status_code
     foreign = Producer({"bootstrap.servers": node.memory.node.settings.kafka.bootstrap})
     foreign.produce(node.memory.node.topics.memories, b"{", b"bad")
     foreign.flush(10)
     for _ in range(3):
-        assert 200 == http.get("/v1/memories/id-5").status_code
+        assert 200 == http.get("/v1/memories/id-5", params={"at_least": token}).status_code
     deadline = time.monotonic() + 20
     while http.get("/v1/memories/json").status_code == 200 or http.get("/v1/tiers").json()["dead_letters"] == {}:
         assert time.monotonic() < deadline
