@@ -124,12 +124,12 @@ class Coder:
             return False
         try:
             found = await self.pool.run(waiting.codes)
-            waiting.install(found)
+            installed = waiting.install(found)
         finally:
             waiting.release()
         for (segment, _, rows, _), packed in zip(waiting.parts, found, strict=True):  # as they will be needed below
             await self.pool.run(self._keep, segment, rows, packed)
-        return True
+        return installed > 0  # else the same rows would be handed out again at once
 
     def _keep(self, segment: Segment, rows: npt.NDArray[np.intp], packed: Packed) -> None:
         self._kept.append(packed.codebook, packing.frame_of(segment, rows, packed.codes(rows)))

@@ -38,11 +38,12 @@ class Sealing(NamedTuple):
         vectors = self.hot.vectors_at(slots)
         return np.asarray(vectors * score.scales(vectors, self.metric)[:, None], np.float32)
 
-    def install(self, found: list[Packed]) -> None:
-        """Let searches read codes of the rows that are still where they were.
+    def install(self, found: list[Packed]) -> int:
+        """Let searches read codes of the rows that are still where they were; returns how many.
 
         One that has left hot meanwhile waits for a code of its own, and will have two: a search names it once.
         """
+        installed = 0
         for (segment, before, rows, slots), packed in zip(self.parts, found, strict=True):
             if segment.packed is not before and segment.packed is not None:
                 continue  # its codes were dropped meanwhile, and begun anew
@@ -52,6 +53,8 @@ class Sealing(NamedTuple):
             segment.coded[rows[here]] = True
             segment.changed()
             self.hot.coded(slots[here])
+            installed += int(np.count_nonzero(here))
+        return installed
 
     def release(self) -> None:
         """Let the slab be used again once it is free."""
