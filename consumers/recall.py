@@ -18,7 +18,7 @@ import structlog
 from consumers.vectors import Picked, Vectors, fetch_all, sample
 from producers.ticks import ticks
 from tiers import score
-from tiers.codes import Codebook
+from tiers.codes import Chosen, Codebook
 from tiers.errors import TierError
 from tiers.index import Index
 from tiers.record import Floats
@@ -138,7 +138,7 @@ def _named(
         if packed is not None and len(wanted):
             mask, place = np.zeros(segment.count, bool), np.zeros(segment.count, np.intp)
             mask[wanted], place[rows] = True, np.arange(start, end)
-            ((best, approximate),) = packed.best(mask, query[None, :], CANDIDATES)
+            ((best, approximate),) = packed.best(Chosen(mask), query[None, :], CANDIDATES)
             positions.append(place[best])
             values.append(approximate)
         start = end

@@ -59,7 +59,7 @@ class Vectors:
             of = rows[here]
             ids = [segment.ids[row] for row in of.tolist()]
             places = Places(ids, segment.version[of], segment.partition[of].astype(np.int32), segment.slot[of])
-            found = await self._tiers[TierName(home)].vectors(places, bounded=False)
+            found = await self._tiers[TierName(home)].vectors(places, spent=None)
             for position, vector in zip(here.tolist(), found.found, strict=True):
                 if vector is not None:
                     vectors[position], there[position] = vector, True

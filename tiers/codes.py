@@ -91,6 +91,25 @@ class Codebook:
         return index
 
 
+class Chosen:
+    """Rows of a segment that a scan of codes may find: `mask`, and the same as FAISS wants it, made once."""
+
+    def __init__(self, mask: npt.NDArray[np.bool_]) -> None:
+        self.mask = mask
+
+    @cached_property
+    def count(self) -> int:
+        """How many rows."""
+        return int(np.count_nonzero(self.mask))
+
+    @cached_property
+    def asked(self) -> Any:
+        """FAISS's parameters of a search among these rows; threads may share them."""
+        faiss = _faiss()
+        selector = faiss.IDSelectorBitmap(np.packbits(self.mask, bitorder="little"))
+        return faiss.SearchParametersIVF(sel=selector, nprobe=1)
+
+
 class Packed:
     """Codes of rows of one segment. Never changed: `plus` copies, so that a scan may go on meanwhile."""
 
@@ -139,17 +158,14 @@ class Packed:
         """Return the codes of these rows alone."""
         return self.codebook.empty().plus_codes(rows, self.codes(rows))
 
-    def best(self, mask: npt.NDArray[np.bool_], queries: Floats, k: int) -> list[tuple[npt.NDArray[np.intp], Floats]]:
-        """Return (rows, approximate scores without the query's factor) of the k best rows where `mask`, best first.
+    def best(self, chosen: Chosen, queries: Floats, k: int) -> list[tuple[npt.NDArray[np.intp], Floats]]:
+        """Return (rows, approximate scores without the query's factor) of the k best rows chosen, best first.
 
         One for each of float32[queries, dim].
         """
-        if np.count_nonzero(mask) <= FEW_ROWS and self._in_order:
-            return self._best_of_few(np.flatnonzero(mask), queries, k)
-        faiss = _faiss()
-        selector = faiss.IDSelectorBitmap(np.packbits(mask, bitorder="little"))
-        asked = faiss.SearchParametersIVF(sel=selector, nprobe=1)
-        values, rows = self._index.search(queries, min(k, self.rows), params=asked)
+        if chosen.count <= FEW_ROWS and self._in_order:
+            return self._best_of_few(np.flatnonzero(chosen.mask), queries, k)
+        values, rows = self._index.search(queries, min(k, self.rows), params=chosen.asked)
         return [(at[at >= 0].astype(np.intp), found[at >= 0]) for at, found in zip(rows, values, strict=True)]
 
     def _best_of_few(

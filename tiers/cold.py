@@ -153,7 +153,7 @@ class ColdMemory:
             rows[at] = row
         return rows
 
-    async def vectors(self, places: Places, *, bounded: bool = True) -> Vectors:  # noqa: ARG002 - all are near at hand
+    async def vectors(self, places: Places, *, spent: int | None = 0) -> Vectors:  # noqa: ARG002 - all are near at hand
         """See Tier."""
         found, doubtful = await self._readers.run(self._rows.vectors, places)
         if doubtful:

@@ -172,7 +172,7 @@ class GlacierMemory:
             found[at] = row
         return found
 
-    async def vectors(self, places: Places, *, bounded: bool = True) -> Vectors:
+    async def vectors(self, places: Places, *, spent: int | None = 0) -> Vectors:
         """See Tier. From a bucket at most `search_groups_max` row groups are read, those of the most wanted rows."""
         found: list[Floats | None] = [None] * len(places.ids)
         missing: list[Missing] = []
@@ -186,8 +186,8 @@ class GlacierMemory:
             return Vectors(found)
         groups = await self._readers.run(self._files.groups, [(each.file, each.row) for each in missing])
         read = list(dict.fromkeys(groups))
-        if bounded and self._groups_max:
-            read = read[: self._groups_max]
+        if spent is not None and self._groups_max:
+            read = read[: max(0, self._groups_max - spent)]
         chosen = [each for each, group in zip(missing, groups, strict=True) if group in read]
         for each in missing:
             found[each.at] = SKIPPED

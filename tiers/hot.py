@@ -344,7 +344,7 @@ class HotMemory:
         """See Tier."""
         return self._fetch(locations)
 
-    async def vectors(self, places: Places, *, bounded: bool = True) -> Vectors:  # noqa: ARG002 - all are in memory
+    async def vectors(self, places: Places, *, spent: int | None = 0) -> Vectors:  # noqa: ARG002 - all are in memory
         """See Tier; copied, since a slab may be used again before they are scored."""
         if self.device.name != "numpy":
             return Vectors([None if row is None else row.vector for row in self._fetch(places.locations())])

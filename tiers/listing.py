@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import hashlib
 from collections.abc import AsyncIterator, Iterator, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -76,7 +77,8 @@ async def everything(reading: Reading) -> AsyncIterator[list[Hit]]:
 async def _ids(reading: Reading, views: list[View], after: str, count: int) -> tuple[list[str], bool]:
     """Return the first `count` ids beyond `after`, in order, and whether every segment was read."""
     deadline = reading.deadline
-    found = await reading.scanner.on_thread(deadline, _first, views, reading.criteria, after, count, deadline)
+    job = partial(_first, views, reading.criteria, after, count, deadline)
+    (found,) = await reading.scanner.on_threads(deadline, [job])
     return sorted(identifier for ids in found for identifier in ids)[:count], len(found) == len(views)
 
 

@@ -64,6 +64,7 @@ class Reading:
         self.missed: set[TierName] = set()
         self.took_ms = dict.fromkeys(self.tiers, 0.0)
         self.trace = Trace()
+        self._row_groups = 0  # read from files for this query so far
 
     def views(self, *, facts: bool) -> list[View]:
         """Return what the index shows of the tiers and namespaces asked for, at this moment."""
@@ -159,12 +160,15 @@ class Reading:
         if left_s is not None and self.query.include & WHOLE:
             left_s *= VECTORS_SHARE
         with self._asking("vectors", name, len(places.ids)) as answer:
-            vectors = await within(left_s, self.tiers[name].vectors(places, bounded=not self.query.exact))
+            spent = None if self.query.exact else self._row_groups
+            vectors = await within(left_s, self.tiers[name].vectors(places, spent=spent))
             answer.rows = vectors.found
-        if vectors is not None and self.query.explain:
-            found = [vector for vector in vectors.found if vector is not None and len(vector)]
-            self.trace.fetched(name.word, len(found), sum(vector.nbytes for vector in found))
-            self.trace.count("row_groups", vectors.row_groups)
+        if vectors is not None:
+            self._row_groups += vectors.row_groups
+            if self.query.explain:
+                found = [vector for vector in vectors.found if vector is not None and len(vector)]
+                self.trace.fetched(name.word, len(found), sum(vector.nbytes for vector in found))
+                self.trace.count("row_groups", vectors.row_groups)
         return vectors
 
     @contextmanager

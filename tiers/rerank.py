@@ -1,12 +1,16 @@
 """From candidates to hits: exact vectors of the best where they lie, one score for all, rows of the k best (R6).
 
+Codes put candidates only nearly in the right order. So the first ones are fetched and scored, and by how much their
+codes were wrong says which of the others may still be among the k best: on real embeddings 60 to 80 fetches find more
+of the true ten than the first 100 do (benchmarks/README.md).
+
 A vector fetched at the version that the index showed during the read is right, whatever happened since. A record that
 was updated after the scan saw it is fetched whole, filtered anew, and scored as its new version in the old one's place.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -21,6 +25,7 @@ if TYPE_CHECKING:
     from tiers.read import Reading
 
 EXACT_ROWS = 1_024  # vectors fetched at once for an exact search
+FIRST_PER_K, FIRST_MORE = 2, 28  # fetched first: 48 for ten
 
 
 class Near(NamedTuple):
@@ -31,33 +36,52 @@ class Near(NamedTuple):
     row: Row | None = None
 
 
-async def hits(reading: Reading, vector: Floats, candidates: Candidates, count: int) -> list[Hit]:
-    """Fetch and score the best `count` candidates and return the k best; for an exact search all, so many at a time.
-
-    Beyond `count` the candidates are not the next best: each part of the scan has named no more than that.
-    """
+async def hits(reading: Reading, vector: Floats, candidates: Candidates) -> list[Hit]:
+    """Fetch and score candidates and return the k best of them; for an exact search all are, so many at a time."""
     query = reading.query
-    step = EXACT_ROWS if query.exact else count
-    near: list[Near] = []
-    for start in range(0, len(candidates.ids) if query.exact else min(count, len(candidates.ids)), step):
-        if start and reading.deadline.passed:
-            reading.missed.update(reading.tiers)  # what was not scored could lie in any of them
-            break
-        some = Candidates(candidates.ids[start : start + step], candidates.versions[start : start + step])
-        near = ordered([*near[: query.k], *await _near(reading, vector, some)])
+    near = await (_of_all if query.exact else _of_likely)(reading, vector, candidates)
     if query.include & WHOLE:
         near = await _whole(reading, vector, near)
     return [Hit(each.row or _bare(each.found), each.found.tier, each.score) for each in near[: query.k]]
 
 
-async def _near(reading: Reading, vector: Floats, candidates: Candidates) -> list[Near]:
-    """Return the candidates that are still there with their exact scores."""
-    found = await reading.vectors(candidates.ids)
+async def _of_all(reading: Reading, vector: Floats, candidates: Candidates) -> list[Near]:
+    """Score every candidate, and return the k best at least."""
+    near: list[Near] = []
+    for start in range(0, len(candidates), EXACT_ROWS):
+        if start and reading.deadline.passed:
+            reading.missed.update(reading.tiers)  # what was not scored could lie in any of them
+            break
+        some = candidates.at(np.arange(start, min(start + EXACT_ROWS, len(candidates))))
+        near = ordered([*near[: reading.query.k], *await _near(reading, vector, some)])
+    return near
+
+
+async def _of_likely(reading: Reading, vector: Floats, candidates: Candidates) -> list[Near]:
+    """Score the first candidates, and of the others those that may be among the k best by what was learnt of codes."""
+    k = reading.query.k
+    first = min(FIRST_PER_K * k + FIRST_MORE, len(candidates))
+    some = candidates.at(np.arange(first))
+    near = await _near(reading, vector, some)
+    if len(candidates) > first and not reading.deadline.passed:
+        as_seen = [each for each in near if each.found.version == some[each.found.id][0]]
+        exact = np.array([each.score for each in as_seen], np.float32)
+        places = np.array([some[each.found.id][1] for each in as_seen], np.intp)
+        factor = float(score.scales(vector[None, :], reading.index.metric)[0])
+        more = candidates.at(candidates.likely(first, exact, places, factor, k))
+        near += await _near(reading, vector, {name: more[name] for name in more if name not in some})
+    return ordered(near)
+
+
+async def _near(reading: Reading, vector: Floats, candidates: Mapping[str, tuple[int, int]]) -> list[Near]:
+    """Return those of these candidates (id -> version that the scan saw, place) that are still there, and how near."""
+    if not candidates:
+        return []
+    found = await reading.vectors(list(candidates))
     reading.trace.count("reranked", len(found))
     if reading.criteria is None:
         return _scored(reading, vector, found)
-    scan_saw = dict(zip(candidates.ids, candidates.versions, strict=True))
-    updated = {each.id for each in found if each.version != scan_saw[each.id]}
+    updated = {each.id for each in found if each.version != candidates[each.id][0]}
     near = _scored(reading, vector, [each for each in found if each.id not in updated])
     return near + await _fetched(reading, vector, updated)
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeVar, cast
 
 import numpy as np
@@ -114,7 +114,7 @@ class Scanner:
                     return await asked.answer
             except TimeoutError:
                 live = sum((view.live for view in reading.views(facts=False)), NO_TIER)
-                return Scanned(Candidates([], []), live, NO_TIER, 0)
+                return Scanned(merged([], 0), live, NO_TIER, 0)
 
     def _next(self, kind: object) -> None:
         """Scan for those who waited, in a task that none of them can cancel; with nobody waiting the kind is free."""
@@ -174,9 +174,8 @@ class Scanner:
         if reading.criteria is None:
             return [Part(view, view.mask, view.hot_slots) for view in views]
         hands = [hand for at in range(self.threads) if (hand := views[at :: self.threads])]
-        given = reading.criteria, reading.deadline
-        jobs = (self.on_thread(reading.deadline, _narrowed, hand, *given) for hand in hands)
-        return [part for parts in await asyncio.gather(*jobs) for part in parts]
+        jobs = [partial(_narrowed, hand, reading.criteria, reading.deadline) for hand in hands]
+        return [part for parts in await self.on_threads(reading.deadline, jobs) for part in parts]
 
     async def _scan_below(
         self, reading: Reading, vectors: Floats, count: int, parts: list[Part]
@@ -186,11 +185,10 @@ class Scanner:
         self._forward = not self._forward  # to and fro: what was read last is still in the processor's cache
         order = parts if self._forward else parts[::-1]
         hands = [hand for at in range(self.threads) if (hand := order[at :: self.threads])]
-        given = vectors, count, reading.query.exact, reading.deadline
-        scans = (self.on_thread(reading.deadline, _scanned, hand, *given) for hand in hands)
+        jobs = [partial(_scanned, hand, vectors, count, reading.query.exact, reading.deadline) for hand in hands]
         done: list[Part] = []
         found: list[list[Best]] = []
-        for hand, bests in zip(hands, await asyncio.gather(*scans), strict=True):
+        for hand, bests in zip(hands, await self.on_threads(reading.deadline, jobs), strict=True):
             done += hand[: len(bests)]
             found += [best for of_part in bests for best in of_part]
         for name in reading.tiers:
@@ -198,20 +196,23 @@ class Scanner:
                 reading.took_ms[name] += (time.perf_counter() - began) * 1000
         return done, found
 
-    async def on_thread(self, deadline: Deadline, job: Callable[..., Iterator[T]], *given: object) -> list[T]:
-        """Run a job that yields results one by one on a search thread; returns those that it had by the deadline."""
-        done: list[T] = []
-
-        def collect() -> None:
-            done.extend(job(*given))
-
+    async def on_threads(self, deadline: Deadline, jobs: Sequence[Callable[[], Iterator[T]]]) -> list[list[T]]:
+        """Run jobs that yield results one by one on the search threads; returns what each had by the deadline."""
+        done: list[list[T]] = [[] for _ in jobs]
         if self._pool is None:
-            collect()
-        else:
-            with suppress(TimeoutError):  # the thread waits for others, or is late: what it has is what there is
-                async with asyncio.timeout(deadline.left_s):
-                    await self._pool.run(collect)
-        return list(done)
+            for job, results in zip(jobs, done, strict=True):
+                results.extend(job())
+        elif jobs:
+            pool = self._pool
+            running = [pool.submit(_collect, job, results) for job, results in zip(jobs, done, strict=True)]
+            try:  # a thread that is late, or waits for others: what it has is what there is
+                ended, _ = await asyncio.wait(running, timeout=deadline.left_s)
+            finally:
+                for each in running:
+                    each.cancel()  # does nothing to what has ended, and what has not begun never will
+            for each in ended:
+                each.result()
+        return [list(results) for results in done]
 
 
 class _Asked(NamedTuple):
@@ -240,6 +241,10 @@ async def _scan_hot(
         reading.took_ms[TierName.HOT] += (time.perf_counter() - began) * 1000
 
 
+def _collect(job: Callable[[], Iterator[T]], results: list[T]) -> None:
+    results.extend(job())
+
+
 def _narrowed(views: Sequence[View], criteria: Criteria, deadline: Deadline) -> Iterator[Part]:
     for view in views:
         if deadline.passed:
@@ -253,23 +258,21 @@ def _scanned(
     parts: Sequence[Part], vectors: Floats, k: int, exact: bool, deadline: Deadline
 ) -> Iterator[list[list[Best]]]:
     """Yield, for each segment, lists that have its best for each question; if `exact`, all that have only a code."""
-    for view, mask, _ in parts:
+    for part in parts:
         if deadline.passed:
             return
-        below = mask & (view.below if exact or view.sealed is None else view.below | view.sealed)
+        view = part.view
+        wanted = view.whole if part.whole and not exact else view.wanted(part.mask, exact=exact)
         found: list[list[Best]] = []
-        left = int(np.count_nonzero(below))
-        for chunk in view.rest if left else ():
-            inside = below[chunk.rows]
+        for chunk, inside in wanted.by_vector:
             near = (score.nearest(chunk.vectors, ONES[: len(chunk.rows)], inside, vector, k) for vector in vectors)
             found.append([Best(view.ids, view.version, chunk.rows[at], values) for at, values in near])
-            below[chunk.rows] = False
-            left -= int(np.count_nonzero(inside))
-        if left and exact:
-            rows = np.flatnonzero(below)
+        if wanted.by_code.count and exact:
+            rows = np.flatnonzero(wanted.by_code.mask)
             found.append([Best(view.ids, view.version, rows, np.full(len(rows), np.inf, np.float32))] * len(vectors))
-        elif left and view.packed is not None:
-            found.append([Best(view.ids, view.version, *each) for each in view.packed.best(below, vectors, k)])
+        elif wanted.by_code.count and view.packed is not None:
+            near_codes = view.packed.best(wanted.by_code, vectors, k)
+            found.append([Best(view.ids, view.version, *each, approximate=True) for each in near_codes])
         yield found
 
 

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from tiers.read import Reading
 
 LOOKS_MAX = 4
-RERANK = 100  # candidates scored exactly at least: recall 0.9987 at k = 10 on real embeddings (measurements)
-MARGIN = 32  # candidates fetched beyond k: some may be deleted or get a lower score meanwhile
+CANDIDATES = 200  # taken at least where there are codes; those of them that may be among the k best are fetched
+MARGIN = 32  # candidates taken beyond k: some may be deleted or get a lower score meanwhile
 
 
 async def nearest(reading: Reading, vector: Floats) -> Result:
@@ -42,9 +42,9 @@ async def _once(reading: Reading, vector: Floats) -> tuple[Result, int]:
     reading.trace.count("looks", 1)
     count = _count(reading)
     scanned = await reading.scanner.scan(reading, vector, count)
-    reading.trace.count("candidates", len(scanned.candidates.ids))
+    reading.trace.count("candidates", len(scanned.candidates))
     with reading.trace.step("fetch"):
-        hits = await rerank.hits(reading, vector, scanned.candidates, count)
+        hits = await rerank.hits(reading, vector, scanned.candidates)
     if reading.query.explain:
         _count_scanned(reading, scanned)
     reading.missed.update(name for name in reading.tiers if scanned.seen[name] < scanned.live[name])
@@ -60,7 +60,7 @@ async def _once(reading: Reading, vector: Floats) -> tuple[Result, int]:
 def _count(reading: Reading) -> int:
     """Return how many candidates to take: codes put them only nearly in the right order, vectors do it exactly."""
     count = reading.query.k + MARGIN
-    return max(count, RERANK) if reading.index.codebook is not None else count
+    return max(count, CANDIDATES) if reading.index.codebook is not None else count
 
 
 def _count_scanned(reading: Reading, scanned: Scanned) -> None:

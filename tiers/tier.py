@@ -191,10 +191,10 @@ class Tier(Protocol):
     async def get(self, locations: Sequence[Location]) -> list[Row | None]:
         """Return the rows at these locations; None where another version, or nothing, lies there now."""
 
-    async def vectors(self, places: Places, *, bounded: bool = True) -> Vectors:
-        """Return the vectors of the rows at these places, most wanted first; `bounded`: skip what would cost too much.
+    async def vectors(self, places: Places, *, spent: int | None = 0) -> Vectors:
+        """Return the vectors of the rows at these places, most wanted first; what would cost too much is skipped.
 
-        Tombstones have none.
+        `spent` row groups of files were read for the same query already; None: there is no bound. Tombstones have none.
         """
 
     async def evict(self, keys: Sequence[Location], receipt: Receipt | None) -> int:

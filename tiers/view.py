@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from tiers.codes import Packed
+from tiers.codes import Chosen, Packed
 from tiers.record import Int64s
 from tiers.rest import Chunk
 from tiers.tier import TierName
@@ -16,7 +18,15 @@ from tiers.tier import TierName
 Bools = npt.NDArray[np.bool_]
 
 
-class View(NamedTuple):
+class Wanted(NamedTuple):
+    """Rows of a view to be scanned: by their vectors, in these chunks where the bitmap is set, and by their codes."""
+
+    by_vector: list[tuple[Chunk, Bools]]
+    by_code: Chosen
+
+
+@dataclass(frozen=True, eq=False)
+class View:
     """One segment as a reader sees it at one moment: copied bitmap and places, and arrays that only grow beyond it.
 
     `place` is where a record is read: in hot if it has a copy there and hot was asked, else at its home. `mask` are the
@@ -40,6 +50,22 @@ class View(NamedTuple):
     facts: pa.Table | None
     hot: npt.NDArray[np.intp]
     hot_slots: Int64s
+
+    @cached_property
+    def whole(self) -> Wanted:
+        """What a scan without criteria reads here; kept, since most searches have none."""
+        return self.wanted(self.mask, exact=False)
+
+    def wanted(self, mask: Bools, *, exact: bool) -> Wanted:
+        """Return how to find the rows of `mask` below hot, and those in hot that it leaves out unless `exact`."""
+        below = self.below if exact or self.sealed is None else self.below | self.sealed
+        if mask is not self.mask or self.rest:
+            below = mask & below
+        by_vector: list[tuple[Chunk, Bools]] = []
+        for chunk in self.rest:
+            by_vector.append((chunk, below[chunk.rows]))
+            below[chunk.rows] = False
+        return Wanted(by_vector, Chosen(below))
 
     def seen(self, mask: Bools) -> Int64s:
         """Return how many rows a search that wants `mask` has looked at here, by place: all but the wanted uncoded."""

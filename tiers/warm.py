@@ -185,7 +185,7 @@ class WarmMemory:
             found += [row if row is not None and row.version == where.version else None for where, row in asked]
         return found
 
-    async def vectors(self, places: Places, *, bounded: bool = True) -> Vectors:  # noqa: ARG002 - one round trip
+    async def vectors(self, places: Places, *, spent: int | None = 0) -> Vectors:  # noqa: ARG002 - one round trip
         """See Tier: one MGET for so many; TierCorrupt for bytes that are not what was stored."""
         found: list[Floats | None] = []
         asked = list(zip(places.partitions.tolist(), places.ids, places.versions.tolist(), strict=True))

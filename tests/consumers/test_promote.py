@@ -396,9 +396,9 @@ def test_a_copy_evicted_while_it_is_read_is_read_at_home():
             world.hot.copies.evict(["a"], "cooled")
             return await world.hot.get(locations)
 
-        async def vectors(self, places, *, bounded):
+        async def vectors(self, places, *, spent):
             world.hot.copies.evict(["a"], "cooled")
-            return await world.hot.vectors(places, bounded=bounded)
+            return await world.hot.vectors(places, spent=spent)
 
         def __getattr__(self, name):
             return getattr(world.hot, name)

@@ -153,7 +153,7 @@ class FakeTier:
         await self._at("get", "answered")
         return found
 
-    async def vectors(self, places: Places, *, bounded: bool = True) -> Vectors:
+    async def vectors(self, places: Places, *, spent: int | None = 0) -> Vectors:
         """See Tier."""
         rows = await self.get(places.locations())
         return Vectors([None if row is None else row.vector for row in rows])

@@ -36,7 +36,7 @@ class Shelf:
             await waits
         return [self.rows.get((where.id, where.version)) for where in locations]
 
-    async def vectors(self, places: Places, *, bounded: bool = True) -> Vectors:
+    async def vectors(self, places: Places, *, spent: int | None = 0) -> Vectors:
         rows = await self.get(places.locations())
         return Vectors([None if row is None else row.vector for row in rows])
 

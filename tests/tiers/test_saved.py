@@ -17,7 +17,7 @@ from consumers.coding import Coder
 from tests.tiers.rows import ATTRIBUTES, batch, row
 from tiers import blocks, record, saved
 from tiers.adopting import Adopting
-from tiers.codes import Codebook, Packed
+from tiers.codes import Chosen, Codebook, Packed
 from tiers.cold import ColdMemory, ColdSettings
 from tiers.glacier import GlacierMemory
 from tiers.glacier_settings import GlacierSettings
@@ -79,7 +79,7 @@ def test_codes_added_bit_by_bit_are_those_added_at_once(codebook: Codebook) -> N
     whole = codebook.empty().plus(np.arange(COUNT), SCALED)
 
     def found(one: Packed) -> list[int]:
-        return one.best(np.ones(COUNT, bool), SCALED[7:8], 50)[0][0].tolist()
+        return one.best(Chosen(np.ones(COUNT, bool)), SCALED[7:8], 50)[0][0].tolist()
 
     assert found(packed) == found(whole)
     assert np.array_equal(codes[[599, 3, 64]], packed.codes(np.array([599, 3, 64])))
