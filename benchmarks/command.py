@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import asyncio
 import json
 import logging
 import time
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import structlog
+import uvloop
 from rich.console import Console
 
 from benchmarks.report import promises, show
@@ -97,7 +97,7 @@ def main(
         if given.out is not None:
             given.out.write_text(json.dumps(result, separators=(",", ":")) + "\n")
 
-    result = asyncio.run(measure(names, Console(stderr=True), keep))
+    result = uvloop.run(measure(names, Console(stderr=True), keep))
     if given.json:
         print(json.dumps(result))
     else:

@@ -31,7 +31,9 @@ _encode = msgspec.json.Encoder().encode
 def wants_arrow(request: Request) -> bool:
     """Say whether the client accepts Arrow streams; JSON is the answer to everything else."""
     accepted = request.headers.get("accept", "")
-    return any(kind.partition(";")[0].strip().lower() == ARROW for kind in accepted.split(","))
+    return "arrow" in accepted.lower() and any(
+        kind.partition(";")[0].strip().lower() == ARROW for kind in accepted.split(",")
+    )
 
 
 def check_include(include: Iterable[str]) -> frozenset[str]:

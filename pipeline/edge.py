@@ -15,6 +15,7 @@ from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Match, Route
+from starlette.types import Receive, Scope, Send
 
 from pipeline.guard import Guard
 from pipeline.operation import Operation
@@ -45,14 +46,8 @@ class Edge:
         return made
 
     def _route(self, operation: Operation, handler: Handler) -> Route:
-        async def answer(request: Request) -> Response:
-            if self.stopping and operation.id != "healthz":
-                return _stopping()
-            check(operation, request)
-            response = await handler(request)
-            return await _headed(response) if request.method == "HEAD" else response
-
-        return Route(operation.route, answer, methods=[operation.method], name=operation.id)
+        answering = _Answering(self, operation, handler)
+        return Route(operation.route, answering, methods=[operation.method], name=operation.id)
 
     async def _missed(self, request: Request, error: Exception) -> Response:
         """Answer what no route took: OPTIONS, another method, another path."""
@@ -71,6 +66,26 @@ class Edge:
         refusal = problem(405, "method-not-allowed", f"{request.method[:20]} is not allowed here; allowed: {allow}")
         refusal.headers["Allow"] = allow
         return refusal
+
+
+class _Answering:
+    """One operation as an ASGI application; its errors are the application's to answer, once for all routes."""
+
+    def __init__(self, edge: Edge, operation: Operation, handler: Handler) -> None:
+        self._edge, self._operation, self._handler = edge, operation, handler
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Check what came, and answer."""
+        request = Request(scope, receive, send)
+        response = await self._answer(request)
+        await response(scope, receive, send)
+
+    async def _answer(self, request: Request) -> Response:
+        if self._edge.stopping and self._operation.id != "healthz":
+            return _stopping()
+        check(self._operation, request)
+        response = await self._handler(request)
+        return await _headed(response) if request.method == "HEAD" else response
 
 
 def check(operation: Operation, request: Request) -> None:

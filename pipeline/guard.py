@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
 from ipaddress import ip_address
 from urllib.parse import urlsplit
 
@@ -34,6 +35,7 @@ log = structlog.get_logger()
 
 LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
 PEERS_MAX = 4_096  # addresses whose refused keys are counted
+HOSTS_KEPT = 256  # judgements of Host and Origin: every request without a key has the same few
 PEER_BURST_S = 10  # seconds' worth of refused keys that one address may send at once
 
 
@@ -136,13 +138,7 @@ class Guard:
         return self._ring.monotonic_s()
 
     def _is_ours(self, scope: Scope) -> bool:
-        headers = [(name, value.decode("latin-1")) for name, value in scope["headers"] if name in (b"host", b"origin")]
-        try:
-            named = {value if name == b"host" else urlsplit(value).netloc for name, value in headers}
-            hosts = {urlsplit(f"//{each}").hostname for each in named}
-        except ValueError:
-            return False
-        return len(named) == 1 and hosts <= self._hosts and any(name == b"host" for name, _ in headers)
+        return _own(self._hosts, tuple(header for header in scope["headers"] if header[0] in (b"host", b"origin")))
 
     def _refuse(self, scope: Scope, reason: str) -> Response:
         """Answer a bad key; an address that goes on with bad keys is told to wait, and no longer logged."""
@@ -187,6 +183,18 @@ class _Guarded:
                 log.warning("key.ended", key=grant.key.id)
         finally:
             self._guard.end(grant)
+
+
+@lru_cache(HOSTS_KEPT)
+def _own(hosts: frozenset[str], headers: tuple[tuple[bytes, bytes], ...]) -> bool:
+    """Say whether these Host and Origin headers name one of `hosts`, and the same one."""
+    given = [(name, value.decode("latin-1")) for name, value in headers]
+    try:
+        named = {value if name == b"host" else urlsplit(value).netloc for name, value in given}
+        found = {urlsplit(f"//{each}").hostname for each in named}
+    except ValueError:
+        return False
+    return len(named) == 1 and found <= hosts and any(name == b"host" for name, _ in given)
 
 
 def methods_of(route: BaseRoute) -> list[str]:

@@ -7,9 +7,10 @@ id.
 
 from __future__ import annotations
 
+import itertools
 import re
+import secrets
 import time
-import uuid
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -25,6 +26,8 @@ log = structlog.get_logger()
 
 REQUEST_ID = b"x-request-id"
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+_STARTED = secrets.token_hex(8).encode()  # this process
+_numbers = itertools.count(1)
 _PLAIN = re.compile(rb"[A-Za-z0-9._:-]{1,128}").fullmatch
 
 
@@ -48,7 +51,7 @@ class Seen:
             return
         headers: list[tuple[bytes, bytes]] = scope["headers"]
         given = next((value for name, value in headers if name == REQUEST_ID), b"")
-        request_id = given if _PLAIN(given) else uuid.uuid4().hex.encode()
+        request_id = given if _PLAIN(given) else b"%s%016x" % (_STARTED, next(_numbers))
         structlog.contextvars.bind_contextvars(request_id=request_id.decode())  # a request has a context of its own
         request = _Request(scope, send, request_id)
         if not self._tracing.on:

@@ -33,6 +33,7 @@ class MemoryManager:
 
     def __init__(self, node: Node) -> None:
         self.node, self.reads = node, ReadCounts()
+        self._fresh: tuple[int, dict[str, Any]] = (0, {})
 
     @classmethod
     @asynccontextmanager
@@ -95,8 +96,10 @@ class MemoryManager:
             await node.ingest.wait(positions, limit_s if asked.left_s is None else min(limit_s, asked.left_s))
         self.check_ready()
         left_ms = asked.left_s * 1000 if asked.left_s is not None else node.settings.gateway.deadline_ms
-        query = replace(query, deadline_ms=left_ms)
-        result = await read.retrieve(node.index, node.tiers, query, node.scanner, now_ms())
+        result = None if node.tracing.on else read.at_once(node.index, node.hot, query, now_ms())
+        if result is None:
+            query = replace(query, deadline_ms=left_ms)
+            result = await read.retrieve(node.index, node.tiers, query, node.scanner, now_ms())
         result.freshness = self.freshness()
         node.access.note(result.hits, node.copies.has)
         self.reads.noted(result.trace, result)
@@ -171,8 +174,17 @@ class MemoryManager:
         return vector
 
     def freshness(self) -> dict[str, Any]:
-        """Return the applied offsets and how far behind the log the slowest partition is, in ms."""
-        ingest, now = self.node.ingest, now_ms()
+        """Return the applied offsets and how far behind the log the slowest partition is, in ms.
+
+        Looked up at most once a millisecond: thousands of reads by id may be answered meanwhile.
+        """
+        now = now_ms()
+        if self._fresh[0] != now:
+            self._fresh = now, self._freshness(now)
+        return self._fresh[1]
+
+    def _freshness(self, now: int) -> dict[str, Any]:
+        ingest = self.node.ingest
         behind = [now - ingest.applied_at.get(p, now) for p in self.node.lanes if self.node.reader.behind(p)]
         return {
             "applied": {str(partition): ingest.applied(partition) for partition in self.node.lanes},

@@ -20,7 +20,8 @@ class ReadCounts:
 
     def noted(self, trace: Trace | None, result: Result | None = None) -> None:
         """Count what one read did: the rows it asked for, and the time in its steps and tiers."""
-        if trace is None:
+        if trace is None:  # answered at once, from hot
+            self.lookups[TierName.HOT.word, "found"] += 1
             return
         self.lookups += trace.lookups
         for step, seconds in trace.steps_s.items():

@@ -43,6 +43,8 @@ from tiers.tier import Hit, Query, Result, TierName
 
 T = TypeVar("T")
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+EVERY_TIER = frozenset(TierName)
+NOTHING = Asked()  # what a request without a query string asks
 
 
 class Reads:
@@ -70,7 +72,8 @@ class Reads:
         identifier = record.check_id(request.path_params["id"])
         asked = _parameters(request)
         include = check_include(asked.include)
-        result = await self._ask("get", query_of(asked, ids=[identifier]), principal_of(request))
+        query = query_of(asked, ids=[identifier], include=include)
+        result = await self._ask("get", query, principal_of(request))
         if result.hits:
             if wants_arrow(request):
                 return self._arrow([result], include, envelope(result), [1])
@@ -221,6 +224,8 @@ def decoded(body: bytes, kind: type[T]) -> T:
 
 def _parameters(request: Request) -> Asked:
     """Return what a query string asks; InvalidRecord names a parameter that is wrong."""
+    if not request.scope["query_string"]:
+        return NOTHING
     given: dict[str, Any] = dict(request.query_params)
     for name in {"include", "tiers"} & given.keys():
         given[name] = [word for word in given[name].split(",") if word]
@@ -257,7 +262,7 @@ def _milliseconds(name: str, moment: datetime | None) -> int | None:
 
 def _tiers(names: list[str] | None) -> frozenset[TierName]:
     if names is None:
-        return frozenset(TierName)
+        return EVERY_TIER
     known = {tier.word: tier for tier in TierName}
     for name in names:
         if name not in known:

@@ -344,6 +344,10 @@ class HotMemory:
         """See Tier."""
         return self._fetch(locations)
 
+    def peek(self, where: Location) -> Row | None:
+        """Return what `get` does, of one row, in this loop step."""
+        return self._fetch([where])[0]
+
     async def vectors(self, places: Places, *, spent: int | None = 0) -> Vectors:  # noqa: ARG002 - all are in memory
         """See Tier; copied, since a slab may be used again before they are scored."""
         if self.device.name != "numpy":

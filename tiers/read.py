@@ -10,7 +10,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from tiers import listing, record, search
 from tiers.criteria import Criteria
@@ -37,6 +37,13 @@ class Answer:
     """What a tier gave: a row or a vector for each that was asked, None before it has answered."""
 
     rows: Sequence[object] | None = None
+
+
+class Peeks(Protocol):
+    """Hot's own ability: show a row in this loop step."""
+
+    def peek(self, where: Location) -> Row | None:
+        """Return the row at this location, None where another version, or nothing, lies there now."""
 
 
 class Reading:
@@ -222,6 +229,33 @@ async def within(limit_s: float | None, asked: Coroutine[Any, Any, T]) -> T:
     if not done:
         raise TimeoutError
     return task.result()
+
+
+def at_once(index: Index, hot: Peeks, query: Query, now_ms: int) -> Result | None:
+    """Answer for one record that lies in hot, in this loop step; None: that is not what is asked, or not where it is.
+
+    What `retrieve` answers, at a fifth of the cost: nothing can move, be updated or be late meanwhile.
+    """
+    if query.ids is None or len(query.ids) != 1 or TierName.HOT not in query.tiers or not _plain(query):
+        return None
+    began, entry = time.perf_counter(), index.find(query.ids[0])
+    if entry is None or entry.deleted or 0 < entry.expires_at <= now_ms:
+        return None
+    if entry.copy == NO_COPY and entry.home != TierName.HOT:
+        return None
+    if query.namespaces is not None and record.namespace(entry.id) not in query.namespaces:
+        return None
+    slot = entry.slot if entry.copy == NO_COPY else entry.copy
+    row = hot.peek(Location(entry.id, entry.version, entry.partition, slot))
+    if row is None:
+        return None
+    took_ms = (time.perf_counter() - began) * 1000
+    return Result([Hit(row, TierName.HOT)], scanned=1, of=1, took_ms=took_ms)
+
+
+def _plain(query: Query) -> bool:
+    """Whether a query by ids has no criteria but namespaces, and wants no explanation."""
+    return query.filter is None and query.time_from_ms is None and query.time_to_ms is None and not query.explain
 
 
 async def retrieve(

@@ -18,6 +18,7 @@ import numpy as np
 
 from benchmarks.searching.corpus import DIM, EVENT_MS, batch
 from pipeline import MemoryManager, Query
+from pipeline.app import Service
 from pipeline.settings import load
 from pipeline.stack import Stack
 from tiers import TierName, record
@@ -32,7 +33,9 @@ BARE: dict[str, Any] = {"include": frozenset()} if hasattr(Query, "include") els
 
 
 @asynccontextmanager
-async def opened(stack: Stack, folder: Path, **given: Any) -> AsyncIterator[MemoryManager]:
+async def opened(
+    stack: Stack, folder: Path, extra: Sequence[Service] = (), **given: Any
+) -> AsyncIterator[MemoryManager]:
     """Open a node of which nothing moves by itself; `given` are settings, dots as double underscores."""
     name = f"{folder.parent.name}.{folder.name}"  # nobody else's on these servers
     settings: dict[str, Any] = {
@@ -52,7 +55,7 @@ async def opened(stack: Stack, folder: Path, **given: Any) -> AsyncIterator[Memo
         **{f"policy.{name}": NEVER_S for name in ("hot_age_s", "warm_idle_s", "cold_idle_s")},
         **{name.replace("__", "."): value for name, value in given.items()},
     }
-    async with MemoryManager.open(load(None, {}, settings)) as memory:
+    async with MemoryManager.open(load(None, {}, settings), *extra) as memory:
         await memory.ready()
         yield memory
 

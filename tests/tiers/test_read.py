@@ -161,3 +161,42 @@ async def test_a_tier_is_not_asked_for_what_lies_in_another_namespace(spaces):
 
     assert ([], True, []) == (foreign.hits, foreign.complete, foreign.missed)
     assert ([], False, ["warm"]) == (own.hits, own.complete, own.missed)
+
+
+async def test_a_record_of_hot_is_answered_at_once_as_by_any_read():
+    """Whatever lies where, and whoever asks: the same hits, and everything else is left to the read that waits."""
+    world = World()
+    ids = ["app/dirty", "app/copied", "warm", "deleted", "expired", "updated"]
+    await world.heat(row("app/dirty", 1), row("deleted", 2, deleted=True), replace(row("expired", 3), expires_at=50))
+    await world.heat(row("updated", 4))
+    await world.heat(row("updated", 5))
+    for at, name in ((6, "app/copied"), (7, "warm")):
+        world.put(row(name, at), TierName.WARM)
+    copied = row("app/copied", 6)
+    world.hot.copies.publish(await world.hot.copies.reserve([copied]), 0, "heat")
+
+    answered = set()
+    for spaces in (None, frozenset({"app"}), frozenset({"default"})):
+        for tiers in (frozenset(TierName), frozenset({TierName.HOT}), frozenset({TierName.WARM})):
+            for name in [*ids, "nobody"]:
+                query = Query(ids=[name], tiers=tiers, namespaces=spaces)
+                at_once = read.at_once(world.index, world.hot, query, 60)
+                whole = await read.retrieve(world.index, {TierName.HOT: world.hot, **world.shelves}, query, now_ms=60)
+                if at_once is not None:
+                    assert whole.hits == at_once.hits
+                    assert (whole.complete, whole.scanned, whole.of) == (True, at_once.scanned, at_once.of)
+                    answered.add(name)
+
+    assert {"app/dirty", "app/copied", "updated"} == answered
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [{"ids": ["a", "b"]}, {"filter": "score > 1"}, {"time_from_ms": 1}, {"explain": True}, {"ids": None, "limit": 1}],
+)
+async def test_other_questions_are_not_answered_at_once(asked):
+    """One id and nothing else: a filter would have to be asked, and a page looked for."""
+    world = World()
+    await world.heat(row("a", 1), row("b", 2))
+
+    assert read.at_once(world.index, world.hot, Query(**{"ids": ["a"], **asked}), 0) is None

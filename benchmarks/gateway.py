@@ -1,0 +1,205 @@
+"""What the gateway adds: reads by id against a bare reply, and searches against the same search in process.
+
+    python -m benchmarks.gateway --out benchmarks/results/gateway-full.json
+    python -m benchmarks.gateway --quick --json                               # the same JSON, in twenty seconds
+
+A real node with its gateway (Kafka and Valkey beside it), loaded from another process; benchmarks/README.md says how.
+"""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before FAISS and NumPy
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
+import asyncio
+import base64
+import json
+import sys
+import tempfile
+import time
+from contextlib import AsyncExitStack
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+
+from benchmarks import command
+from benchmarks.report import machine, promise, spread
+from benchmarks.searching.corpus import DIM
+from benchmarks.searching.node import fill, opened
+from benchmarks.serving.bare import Bare, served
+from pipeline import MemoryManager, Query
+from pipeline.routes import Gateway
+from pipeline.serve import HttpService
+from pipeline.settings import load
+from pipeline.stack import Stack
+from tiers.record import Floats
+from tiers.tier import TierName
+
+CONNECTIONS, K, ASKED = 32, 10, 1_000
+GRACE_S = 60.0  # beyond a load's seconds, for its process to start and end
+
+
+@dataclass(frozen=True)
+class Size:
+    """Rows in hot, seconds of each load, turns of ours and theirs, searches in a turn."""
+
+    rows: int = 20_000
+    seconds: float = 4.0
+    turns: int = 5
+    searches: int = 300
+
+    @classmethod
+    def quick(cls) -> Size:
+        """Return twenty seconds' worth."""
+        return cls(rows=10_000, seconds=1.0, turns=3, searches=100)
+
+
+class Run:
+    """A node that serves, and what is asked of it."""
+
+    def __init__(self, size: Size, memory: MemoryManager, http: HttpService, vectors: Floats) -> None:
+        self.size, self.memory, self.http, self.vectors = size, memory, http, vectors
+        self.port = int(http.address.rsplit(":", 1)[1])
+
+    async def load(self, port: int, requests: list[str], connections: int, seconds: float) -> dict[str, Any]:
+        """Load a port from another process; returns what was seen, and the CPU seconds of this process."""
+        plan = {"requests": requests, "connections": connections, "seconds": seconds}
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "benchmarks.serving.load", "127.0.0.1", str(port),
+            stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
+        )  # fmt: skip
+        began = time.process_time()
+        async with asyncio.timeout(seconds + GRACE_S):
+            told, _ = await process.communicate(json.dumps(plan).encode())
+        cpu_s, seen = time.process_time() - began, json.loads(told)
+        assert not seen["failed"], seen["failed"]
+        return {**seen, "cpu_us": round(cpu_s / seen["answers"] * 1e6, 2)}
+
+
+async def by_id(run: Run) -> dict[str, Any]:
+    """GET /v1/memories/{id} from hot over 32 connections, in turns with a bare reply of the same bytes."""
+    ids = np.random.default_rng(0).choice(run.size.rows, ASKED, replace=False).tolist()
+    ours_asked = [f"GET /v1/memories/id-{at} HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n" for at in ids]
+    headers, body = await _answered(run, ours_asked[0])
+    ours: list[dict[str, Any]] = []
+    theirs: list[dict[str, Any]] = []
+    async with served(Bare(headers, body), run.memory.node.settings.gateway) as port:
+        for _ in range(run.size.turns):
+            ours.append(await run.load(run.port, ours_asked, CONNECTIONS, run.size.seconds))
+            theirs.append(await run.load(port, ours_asked, CONNECTIONS, run.size.seconds))
+    rate, bare = (float(np.median([one["answers"] / one["seconds"] for one in side])) for side in (ours, theirs))
+    return {
+        "connections": CONNECTIONS,
+        "answer_bytes": len(body),
+        "ours": _side(ours, rate),
+        "bare": _side(theirs, bare),
+        "promises": [promise("GET by id from hot / a bare ASGI reply, answers a second", rate / bare, ">=", 0.5)],
+    }
+
+
+async def _answered(run: Run, request: str) -> tuple[list[tuple[bytes, bytes]], bytes]:
+    """Return the headers and the body of one answer of the gateway."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", run.port)
+    writer.write(request.encode())
+    head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")[1:-2]
+    pairs = [tuple(line.split(": ", 1)) for line in head]
+    headers = {name.lower().encode(): value.encode() for name, value in pairs}
+    body = await reader.readexactly(int(headers[b"content-length"]))
+    writer.close()
+    return [(name, value) for name, value in headers.items() if name not in (b"date", b"server")], body
+
+
+def _side(turns: list[dict[str, Any]], rate: float) -> dict[str, Any]:
+    samples = [ms for one in turns for ms in one["samples_ms"][:: max(1, len(one["samples_ms"]) // 1_000)]]
+    return {"per_s": round(rate), "cpu_us": float(np.median([one["cpu_us"] for one in turns])), **spread(samples)}
+
+
+async def search(run: Run) -> dict[str, Any]:
+    """POST /v1/search with `vector_b64`, one connection, in turns with the same searches in process.
+
+    CPU is that of the loop's thread, less what the node takes of it in the same time with nobody asking.
+    """
+    vectors = run.vectors[: run.size.searches]
+    posts = [_post(vector) for vector in vectors]
+    ours: list[float] = []
+    theirs: list[float] = []
+    ms: list[float] = []
+    for _ in range(run.size.turns):
+        idle = Busy()
+        await asyncio.sleep(run.size.seconds)
+        share, busy = idle.since(0.0), Busy()
+        seen = await run.load(run.port, posts, 1, run.size.seconds)
+        ours.append(busy.since(share) * busy.wall_s / seen["answers"] * 1e6)
+        ms += seen["samples_ms"]
+        busy = Busy()
+        for vector in vectors:
+            await run.memory.retrieve(Query(vector=vector, k=K))
+        theirs.append(busy.since(share) * busy.wall_s / len(vectors) * 1e6)
+    beyond = float(np.median(ours) - np.median(theirs))
+    return {
+        "loop_cpu_us": {"over_http": [round(one, 1) for one in ours], "in_process": [round(one, 1) for one in theirs]},
+        "over_http": spread(ms),
+        "promises": [promise("POST /v1/search, CPU beyond the search", beyond, "<=", 200, "us")],
+    }
+
+
+class Busy:
+    """How busy this thread is from now on."""
+
+    def __init__(self) -> None:
+        self._wall, self._cpu, self.wall_s = time.perf_counter(), time.thread_time(), 0.0
+
+    def since(self, idle: float) -> float:
+        """Return the share of the time that it ran, beyond `idle`; `wall_s` is the time then."""
+        self.wall_s = time.perf_counter() - self._wall
+        return (time.thread_time() - self._cpu) / self.wall_s - idle
+
+
+def _post(vector: Floats) -> str:
+    body = json.dumps({"vector_b64": base64.b64encode(vector.tobytes()).decode(), "k": K})
+    head = (
+        f"POST /v1/search HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\nContent-Length: {len(body)}"
+    )
+    return f"{head}\r\n\r\n{body}"
+
+
+SCENARIOS = {"by-id": by_id, "search": search}
+
+
+async def measure(
+    size: Size, names: list[str], console: Console, keep: command.Keep = command.nothing, servers: Stack | None = None
+) -> dict[str, Any]:
+    """Run the scenarios and return everything; on `servers` if given, else on some of its own."""
+    say = command.teller(console)
+    result: dict[str, Any] = {"benchmark": "gateway", **machine(), "settings": {**asdict(size), "k": K, "dim": DIM}}
+    vectors = np.random.default_rng(0).standard_normal((size.rows, DIM), np.float32)
+    with tempfile.TemporaryDirectory(prefix="isotherm-bench-") as scratch:
+        async with AsyncExitStack() as stack:
+            if servers is None:
+                say("starting Kafka and Valkey")
+                servers = await stack.enter_async_context(Stack(Path(scratch) / "stack"))
+            http = HttpService(load(None, {}, {"data": scratch, "gateway.port": 0}))
+            folder = Path(scratch) / "gateway" / "node"
+            memory = await stack.enter_async_context(opened(servers, folder, (http,), hot__capacity_rows=65_536))
+            http.gateway = Gateway(memory)
+            http.listen()
+            await fill(memory, vectors, 0, size.rows, TierName.HOT)
+            await command.perform(result, Run(size, memory, http, vectors), SCENARIOS, names, say, keep)
+    return result
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Measure and print; 1 when a promise is not kept and that was asked."""
+    parser = command.options("gateway", __doc__, SCENARIOS, "fewer rows and seconds: twenty seconds in all")
+    given = parser.parse_args(sys.argv[1:] if arguments is None else arguments)
+    size = Size.quick() if given.quick else Size()
+    return command.main(given, SCENARIOS, lambda names, console, keep: measure(size, names, console, keep))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
