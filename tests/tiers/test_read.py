@@ -183,7 +183,10 @@ async def test_a_record_of_hot_is_answered_at_once_as_by_any_read():
                 at_once = read.at_once(world.index, world.hot, query, 60)
                 whole = await read.retrieve(world.index, {TierName.HOT: world.hot, **world.shelves}, query, now_ms=60)
                 if at_once is not None:
-                    assert whole.hits == at_once.hits
+                    (one,), (other,) = whole.hits, at_once.hits
+                    same = (one.tier, one.row.payload, one.row.version)
+                    assert same == (other.tier, other.row.payload, other.row.version)
+                    assert one.row.vector.tolist() == other.row.vector.tolist()
                     assert (whole.complete, whole.scanned, whole.of) == (True, at_once.scanned, at_once.of)
                     answered.add(name)
 
