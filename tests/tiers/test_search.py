@@ -144,9 +144,9 @@ async def test_what_a_tier_does_not_answer_in_time_is_missed() -> None:
     world.shelves[TierName.WARM].before_answer = never
     loop = asyncio.get_running_loop()
     began = loop.time()
-    result = await world.retrieve(vector=QUESTION, k=8, deadline_ms=100)
+    result = await world.retrieve(vector=QUESTION, k=8, deadline_ms=500)
 
-    assert loop.time() - began < 1.0
+    assert loop.time() - began < 5.0
     assert (["warm"], False) == (result.missed, result.complete)
     assert {f"id-{at}" for at in range(8) if at % 4 != TierName.WARM} == {hit.row.id for hit in result.hits}
 
