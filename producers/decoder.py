@@ -30,7 +30,7 @@ _packed = msgspec.msgpack.Decoder(PackedEvent)
 _mapping = msgspec.msgpack.Decoder(dict[str, Any])
 _any = msgspec.msgpack.Decoder()
 _to_json = msgspec.json.Encoder().encode
-KINDS = {b"": JSON_TYPE} | {kind.encode(): kind for kind in (JSON_TYPE, MSGPACK_TYPE, ARROW_TYPE)}
+_KINDS = {b"": JSON_TYPE} | {kind.encode(): kind for kind in (JSON_TYPE, MSGPACK_TYPE, ARROW_TYPE)}
 _TYPES: Mapping[str, tuple[type, ...]] = {
     "string": (str,),
     "int": (int,),
@@ -139,10 +139,10 @@ def kind_of(headers: Headers) -> str:
     """Return the content type of a message, JSON when it says none; InvalidRecord when it is not ours."""
     for name, value in headers:
         if name == "content-type":
-            kind = KINDS.get(value or b"")
+            kind = _KINDS.get(value or b"")
             if kind is None:  # with parameters, or in capitals
                 word = value.decode("ascii", "replace").partition(";")[0].strip().lower()
-                kind = KINDS.get(word.encode()) if word else None
+                kind = _KINDS.get(word.encode()) if word else None
             if kind is None:
                 known = f"{JSON_TYPE}, {MSGPACK_TYPE} and {ARROW_TYPE}"
                 raise InvalidRecord("content_type", f"content-type {value[:100]!r} is not known; use {known}")

@@ -7,18 +7,22 @@ of its message and its place in it, so rows of one message are ordered among the
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import chain
+from operator import itemgetter
 from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
 
 from producers import columns, ipc, judge, singles
-from producers.decoder import EVENT_BYTES_MAX, KINDS, NOT_FINITE, ZERO, EventDecoder, check_timestamp, kind_of, squares
-from producers.events import ARROW_TYPE, IF_VERSION, JSON_TYPE, Message, condition
+from producers.decoder import EVENT_BYTES_MAX, NOT_FINITE, ZERO, EventDecoder, check_timestamp, kind_of, squares
+from producers.events import ARROW_TYPE, IF_VERSION, JSON_TYPE, MSGPACK_TYPE, Message, condition
 from producers.letters import Letter
 from tiers import record
 from tiers.errors import InvalidRecord
 
+_NAME = itemgetter(0)  # of a header
+_KNOWN = {("content-type", kind.encode()): kind for kind in (JSON_TYPE, MSGPACK_TYPE, ARROW_TYPE)}
 RETAINED = 65_536  # bytes beyond twice its own that a batch may hold on to: a view of a message keeps all of it
 
 
@@ -37,10 +41,14 @@ class Decoded(NamedTuple):
     letters: list[Letter]
 
 
-def rows(message: Message) -> int:
-    """Return how many rows a message says it has, cheaply; 1 for one that will be refused as a whole."""
-    value = message.value
-    if value is None or value[:4] != ipc.BEGIN or not message.headers or len(value) > EVENT_BYTES_MAX:
+def rows(messages: Sequence[Message]) -> list[int]:
+    """Return how many rows each message says it has, cheaply; 1 for one that will be refused as a whole."""
+    begin = ipc.BEGIN  # what does not begin so is one event, or no stream
+    return [1 if one.value is None or one.value[:4] != begin else _rows(one, one.value) for one in messages]
+
+
+def _rows(message: Message, value: bytes) -> int:
+    if not message.headers or len(value) > EVENT_BYTES_MAX:
         return 1
     try:
         if kind_of(message.headers) != ARROW_TYPE:
@@ -76,18 +84,23 @@ def _kinds(messages: Sequence[Message]) -> tuple[list[str], dict[int, InvalidRec
 
     A delete's condition must be readable; whether it is met is for ingest to ask.
     """
-    kinds: list[str] = []
     refused: dict[int, InvalidRecord] = {}
-    for at, (_, value, headers, _, _) in enumerate(messages):
-        said = dict(headers)
-        kind = JSON_TYPE if value is None else KINDS.get(said.get("content-type") or b"")
-        if kind is None or IF_VERSION in said or len(said) != len(headers):  # not as nearly all are: look closely
-            kind = JSON_TYPE
-            try:
-                kind = JSON_TYPE if value is None else kind_of(headers)
-                condition(messages[at])
-            except InvalidRecord as error:
-                refused[at] = error
+    if IF_VERSION not in map(_NAME, chain.from_iterable([message.headers for message in messages])):
+        usual = [
+            _KNOWN.get(headers[0]) if headers and value is not None else JSON_TYPE
+            for _, value, headers, _, _ in messages
+        ]
+        kinds = [kind for kind in usual if kind is not None]
+        if len(kinds) == len(messages):
+            return kinds, refused
+    kinds = []
+    for at, message in enumerate(messages):
+        kind = JSON_TYPE
+        try:
+            kind = JSON_TYPE if message.value is None else kind_of(message.headers)
+            condition(message)
+        except InvalidRecord as error:
+            refused[at] = error
         kinds.append(kind)
     return kinds, refused
 
@@ -141,9 +154,11 @@ def _arrow(
     found, faults = judge.judge(sent, decoder.dim, decoder.attributes, message.timestamp_ms)
     good = faults.good
     home = record.partitions(found["id"], place.partitions)
-    for number in np.unique(home[good & (home != place.partition)]).tolist():
+    away = home != place.partition
+    for number in np.unique(home[good & away]).tolist() if away.any() else ():
         faults.mark(good & (home == number), *_reason(_wrong(number)))
-    letters += [Letter(message, error, row, sent) for row, error in faults.items()]
+    if faults.any:
+        letters += [Letter(message, error, row, sent) for row, error in faults.items()]
     first = record.pack_version(place.epoch, message.offset)
     found["version"] = pa.array(first + np.arange(sent.num_rows, dtype=np.int64))
     batch = pa.RecordBatch.from_arrays([found[name] for name in shape.names], schema=shape)
