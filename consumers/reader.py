@@ -28,6 +28,7 @@ log = structlog.get_logger()
 
 POLL_MS = 100  # bounds how late a stop is seen; data is handed over as soon as there is any
 RECORDS_MAX = 2_000  # messages a poll; with the fetch size it bounds what is decoded in one step
+ALONE_ROWS = 256  # of a message that is a step alone: joined with others its vectors would be copied once more
 FETCH_BYTES = 8 * 1024 * 1024
 _PARTS = attrgetter("key", "value", "headers", "timestamp", "offset")  # of a record, in the order of Message
 _message = partial(tuple.__new__, Message)  # without a call of Python, which Message(...) and Message._make are
@@ -166,11 +167,11 @@ class Reader:
             self._next[tp] = step[-1].offset + 1
 
     def _steps(self, topic: str, messages: list[Message]) -> Iterator[tuple[list[Message], int]]:
-        """Yield (messages, their rows): as many as have a step's rows, or one message that has more."""
+        """Yield (messages, their rows): as many as have a step's rows, or one message that has more or many."""
         rows = self._log.rows_in(messages) if topic == self._memories else [1] * len(messages)
         start = total = 0
         for at, wanted in enumerate(rows):
-            if at > start and total + wanted > self._step_rows:
+            if at > start and (total + wanted > self._step_rows or max(wanted, rows[at - 1]) >= ALONE_ROWS):
                 yield messages[start:at], total
                 start, total = at, 0
             total += wanted

@@ -16,7 +16,7 @@ from producers.columns import TIMES, struct_of
 from producers.decoder import ATTRIBUTE_BYTES_MAX, FUTURE_MS_MAX, NOT_FINITE, PAST_MS_MAX, ZERO, squares
 from tiers import record
 from tiers.errors import InvalidRecord
-from tiers.ids import Bools, controlled
+from tiers.ids import Bools, ascii_only, controlled
 from tiers.record import Floats, Int64s
 
 
@@ -95,7 +95,8 @@ def _flags(column: pa.Array) -> Bools:
 
 def ids(column: pa.Array, faults: Faults) -> pa.Array:
     """Return ids as strings, "" where they are bad (see record.check_id)."""
-    faults.mark(_null(column), "id_missing", "the row has no id")
+    if column.null_count:
+        faults.mark(_null(column), "id_missing", "the row has no id")
     sizes = _sizes(column, 1)
     faults.mark((sizes < 1) | (sizes > record.ID_BYTES_MAX), "id_size", f"an id has 1 to {record.ID_BYTES_MAX} bytes")
     found, broken = text(column)
@@ -117,6 +118,8 @@ def _sizes(column: pa.Array, of_null: int = 0) -> npt.NDArray[np.int32]:
 def text(column: pa.Array) -> tuple[pa.Array, Bools]:
     """Return bytes as strings ("" for null and what is not UTF-8), and which were not UTF-8."""
     broken = np.zeros(len(column), bool)
+    if pa.types.is_binary(column.type) and not column.null_count and ascii_only(column):
+        return column.view(pa.string()), broken
     try:
         found = column.cast(pa.string())
         return found.fill_null("") if found.null_count else found, broken
@@ -133,8 +136,9 @@ def text(column: pa.Array) -> tuple[pa.Array, Bools]:
 def vectors(column: pa.Array, dim: int, deleted: Bools, faults: Faults) -> pa.Array:
     """Return fixed_size_list<float32>[dim], null where deleted; without a copy where every row has a vector."""
     null, kind = _null(column), column.type
-    faults.mark(deleted & ~null, "tombstone", "a deleted row has no vector")
-    faults.mark(~deleted & null, "vector_missing", "the row has no vector and is not deleted")
+    if column.null_count or deleted.any():
+        faults.mark(deleted & ~null, "tombstone", "a deleted row has no vector")
+        faults.mark(~deleted & null, "vector_missing", "the row has no vector and is not deleted")
     if pa.types.is_null(kind):
         return record.vector_array(np.zeros((len(column), dim), np.float32), np.ones(len(column), bool))
     fixed = pa.types.is_fixed_size_list(kind)

@@ -164,7 +164,8 @@ def _arrow(
     batch = pa.RecordBatch.from_arrays([found[name] for name in shape.names], schema=shape)
     if faults.any:
         batch = batch.filter(pa.array(faults.good))
-    if max(len(value), batch.get_total_buffer_size()) > 2 * batch.nbytes + RETAINED:
+    held = max(len(value), batch.get_total_buffer_size())
+    if held > 8 * decoder.dim * batch.num_rows + RETAINED and held > 2 * batch.nbytes + RETAINED:
         batch = batch.take(pa.array(np.arange(batch.num_rows)))
     return batch
 

@@ -19,14 +19,13 @@ import pyarrow.compute as pc
 
 from tiers import record
 from tiers import segment as segments
-from tiers.ids import content
+from tiers.ids import SLASH, content
 from tiers.placed import Placed
 from tiers.record import Int64s
 from tiers.segment import COLUMNS, NO_COPY, Segment
 from tiers.tier import TierName
 
 REWRITE_BELOW = 0.5  # a full segment with fewer live rows is rewritten to the tail: memory is twice what lives at most
-SLASH = ord("/")
 DEFAULT = "default"  # the namespace of an id without one
 
 

@@ -10,12 +10,13 @@ import pyarrow.compute as pc
 Bools = npt.NDArray[np.bool_]
 Bytes = npt.NDArray[np.uint8]
 
+SLASH = ord("/")
 _CONTROL = r"[\x00-\x1f\x7f\x{80}-\x{9f}]"
 _TAIL = np.array([0, 0xFF, 0xFFFF, 0xFFFFFF], np.uint32)  # the bytes of a word that 0 to 3 bytes fill
 
 
 def content(ids: pa.Array) -> tuple[npt.NDArray[np.int64], Bytes]:
-    """Return where each id begins and ends in the bytes of all, int64[rows + 1], and these bytes."""
+    """Return where each value begins and ends in the bytes of all, int64[rows + 1], and these bytes."""
     if not len(ids):
         return np.zeros(1, np.int64), np.zeros(0, np.uint8)
     _, ends, data = ids.buffers()
@@ -49,6 +50,12 @@ def partitions(ids: pa.Array, count: int) -> npt.NDArray[np.int32]:
     return ((state & np.uint32(0x7FFFFFFF)) % np.uint32(count)).astype(np.int32)
 
 
+def ascii_only(column: pa.Array) -> bool:
+    """Say whether no byte of a binary column without nulls is beyond ASCII: it is text, and need not be validated."""
+    data = content(column)[1]
+    return not len(data) or bool(data.max() < 0x80)
+
+
 def partition(identifier: str, count: int) -> int:
     """Return the partition of one id."""
     return int(partitions(pa.array([identifier], pa.string()), count)[0])
@@ -57,7 +64,8 @@ def partition(identifier: str, count: int) -> int:
 def controlled(ids: pa.Array) -> Bools:
     """Return which ids have control characters; a pattern is matched only where a byte of one could be."""
     _, data = content(ids)
-    if not ((data < 0x20) | (data == 0x7F) | (data == 0xC2)).any():  # U+0080 to U+009F are C2 80 to C2 9F
+    printable = not len(data) or (data.min() >= 0x20 and data.max() < 0x7F)
+    if printable or not ((data < 0x20) | (data == 0x7F) | (data == 0xC2)).any():  # U+0080 to U+009F are C2 80 to C2 9F
         return np.zeros(len(ids), bool)
     found: Bools = pc.match_substring_regex(ids, _CONTROL).fill_null(False).to_numpy(zero_copy_only=False)  # noqa: FBT003
     return found
