@@ -1,4 +1,4 @@
-"""Scenarios on a node that runs while a process of its own sends: how soon a search finds, and how fast it is meanwhile."""
+"""Scenarios on a node that runs while another process sends: how soon a search finds, how fast it is meanwhile."""
 
 from __future__ import annotations
 
