@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict, deque
-from collections.abc import Sequence
 
 import numpy as np
 
-from producers.events import Message
 from producers.tally import AGES, Tally
 from tiers.policy import REASONS
 from tiers.record import Int64s
@@ -29,9 +27,8 @@ class IngestCounts:
         self.results: Counter[str] = Counter(dict.fromkeys(RESULTS, 0))
         self.age = {"searchable": Tally(AGES), "applied": Tally(AGES)}
 
-    def aged(self, stage: str, messages: Sequence[Message], now_ms: int) -> None:
-        """Count how old these messages are now. Called a poll; not while replaying, which says nothing of freshness."""
-        sent_ms = np.fromiter((message.timestamp_ms for message in messages), np.int64, len(messages))
+    def aged(self, stage: str, sent_ms: Int64s, now_ms: int) -> None:
+        """Count how old messages of these times are now, a poll at once; not while replaying: that is not freshness."""
         self.age[stage].add_all(np.maximum(now_ms - sent_ms, 0) / 1000)
 
 

@@ -82,9 +82,10 @@ class Ingest:
         """Return how many more rows of this partition hot takes."""
         return self._hot.room(partition)
 
-    def rows_in(self, message: Message) -> int:
-        """Return how many rows of hot a message may take."""
-        return min(wire.rows(message), self.rows_max)
+    def rows_in(self, messages: Sequence[Message]) -> list[int]:
+        """Return how many rows of hot each message may take."""
+        most = self.rows_max
+        return [min(rows, most) for rows in wire.rows(messages)]
 
     async def apply(self, partition: int, messages: Sequence[Message]) -> None:
         """Apply messages in offset order. TierFull, with nothing changed, when hot has no room for all of them."""
@@ -105,19 +106,23 @@ class Ingest:
         with step("decode"):
             decoded = wire.decode(self._decoder, self._shape, place, messages, self.rows_max)
         counting = self._conditional(decoded.batch, messages)
-        newest = batch = record.newest(counting)
-        fresh = self._index.newer(batch["id"].to_pylist(), record.versions_of(batch))
-        replayed = batch.filter(pa.array(~fresh)) if not fresh.all() else None
-        batch = await self._without_cleared(partition, batch.filter(pa.array(fresh)) if replayed else batch)
+        ids = counting["id"].to_pylist()
+        new = self._index.unknown(ids)  # nearly always: there is nothing to compare with
+        newest = counting if new else record.newest(counting)
+        fresh, replayed = (newest, None) if new else self._fresh(newest)
+        batch = await self._without_cleared(partition, fresh)
         first, end = messages[0].offset, messages[-1].offset + 1
         with step("append", tier=TierName.HOT.word, rows=batch.num_rows):
             slots = await self._hot.reserve(batch, partition)
             self._hot.publish(slots)
             home = np.full(batch.num_rows, partition, np.int32)
-            masked = self._index.put(batch, home, TierName.HOT, slots, self._now_ms())
+            claimed = self._index.claim(ids) if new and batch is counting else None
+            known = ids if batch is counting else None
+            masked = self._index.put(batch, home, TierName.HOT, slots, self._now_ms(), claimed=claimed, ids=known)
         live = self.ready(partition)
+        sent_ms = np.array([message.timestamp_ms for message in messages], np.int64)
         if live:
-            self.counts.aged("searchable", messages, self._now_ms())
+            self.counts.aged("searchable", sent_ms, self._now_ms())
         self.watermarks[partition].open(first, end, batch.num_rows + len(decoded.letters))
         self._release(partition, masked)
         await self._bury(partition, decoded.letters)
@@ -126,25 +131,33 @@ class Ingest:
         self.marks.add(partition, first, messages[0].timestamp_ms)
         self._advance(partition, messages[-1])
         if live:
-            self.counts.aged("applied", messages, self._now_ms())
+            self.counts.aged("applied", sent_ms, self._now_ms())
         self.rows += batch.num_rows
-        unmet, known = decoded.batch.num_rows - counting.num_rows, replayed.num_rows if replayed is not None else 0
+        unmet = decoded.batch.num_rows - counting.num_rows
         self.unmet += unmet
         self.counts.results.update(
             applied=batch.num_rows,
             superseded=counting.num_rows - newest.num_rows,
-            known=known,
+            known=newest.num_rows - fresh.num_rows,
             unmet=unmet,
-            cleared=newest.num_rows - known - batch.num_rows,
+            cleared=fresh.num_rows - batch.num_rows,
             rejected=len(decoded.letters),
         )
         took_ms = (time.perf_counter() - began) * 1000
         bad = len(decoded.letters)
         log.info("batch.ingested", partition=partition, offset=end, rows=batch.num_rows, bad=bad, took_ms=took_ms)
 
+    def _fresh(self, newest: pa.RecordBatch) -> tuple[pa.RecordBatch, pa.RecordBatch | None]:
+        """Return what is newer than what the index knows, and what a replay has met again, if anything."""
+        fresh = self._index.newer(newest["id"].to_pylist(), record.versions_of(newest))
+        if fresh.all():
+            return newest, None
+        return newest.filter(pa.array(fresh)), newest.filter(pa.array(~fresh))
+
     def _conditional(self, batch: pa.RecordBatch, messages: Sequence[Message]) -> pa.RecordBatch:
         """Leave out deletes whose condition is not met: nothing depends on the log for them."""
-        asked = {m.offset: m for m in messages if m.value is None and any(n == events.IF_VERSION for n, _ in m.headers)}
+        deletes = [message for message in messages if message.value is None]
+        asked = {m.offset: m for m in deletes if any(name == events.IF_VERSION for name, _ in m.headers)}
         if not asked:
             return batch
         versions = record.versions_of(batch)
@@ -155,9 +168,9 @@ class Ingest:
 
     async def _without_cleared(self, partition: int, batch: pa.RecordBatch) -> pa.RecordBatch:
         """Leave out what was cleared, and announce it again: the life before may have died before it could."""
-        versions = record.versions_of(batch)
-        keep = record.offsets(versions) >= self.cleared_below.get(partition, 0)
-        if keep.all():
+        versions, below = record.versions_of(batch), self.cleared_below.get(partition, 0)
+        keep = record.offsets(versions) >= below
+        if not below or keep.all():
             return batch
         ids = batch["id"].filter(pa.array(~keep)).to_pylist()
         await self._changes.publish(partition, TierName.HOT, None, "cleared", ids, versions[~keep])

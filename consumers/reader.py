@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from operator import attrgetter
 from types import TracebackType
 from typing import Protocol, Self
 
@@ -26,7 +28,10 @@ log = structlog.get_logger()
 
 POLL_MS = 100  # bounds how late a stop is seen; data is handed over as soon as there is any
 RECORDS_MAX = 2_000  # messages a poll; with the fetch size it bounds what is decoded in one step
+ALONE_ROWS = 256  # of a message that is a step alone: joined with others its vectors would be copied once more
 FETCH_BYTES = 8 * 1024 * 1024
+_PARTS = attrgetter("key", "value", "headers", "timestamp", "offset")  # of a record, in the order of Message
+_message = partial(tuple.__new__, Message)  # without a call of Python, which Message(...) and Message._make are
 
 
 class Handler(Protocol):
@@ -42,8 +47,8 @@ class Log(Protocol):
     def room(self, partition: int) -> int:
         """Return how many rows fit."""
 
-    def rows_in(self, message: Message) -> int:
-        """Return how many rows a message may become: no more than hot can ever make room for."""
+    def rows_in(self, messages: Sequence[Message]) -> list[int]:
+        """Return how many rows each message may become: no more than hot can ever make room for."""
 
     def reach(self, partition: int, position: int) -> None:
         """Take note that there is nothing to hand out below `position`."""
@@ -148,7 +153,7 @@ class Reader:
 
     async def _hand_over(self, tp: TopicPartition, records: list[ConsumerRecord]) -> None:
         """Hand over in steps that fit one slab; where hot has no room, pause the partition at the first row left."""
-        messages = [Message(r.key, r.value, r.headers, r.timestamp, r.offset) for r in records]
+        messages = list(map(_message, map(_PARTS, records)))
         for step, rows in self._steps(tp.topic, messages):
             try:
                 await self._handlers[tp.topic].apply(tp.partition, step)
@@ -162,18 +167,16 @@ class Reader:
             self._next[tp] = step[-1].offset + 1
 
     def _steps(self, topic: str, messages: list[Message]) -> Iterator[tuple[list[Message], int]]:
-        """Yield (messages, their rows): as many as have a step's rows, or one message that has more."""
-        step: list[Message] = []
-        total = 0
-        for message in messages:
-            rows = self._log.rows_in(message) if topic == self._memories else 1
-            if step and total + rows > self._step_rows:
-                yield step, total
-                step, total = [], 0
-            step.append(message)
-            total += rows
-        if step:
-            yield step, total
+        """Yield (messages, their rows): as many as have a step's rows, or one message that has more or many."""
+        rows = self._log.rows_in(messages) if topic == self._memories else [1] * len(messages)
+        start = total = 0
+        for at, wanted in enumerate(rows):
+            if at > start and (total + wanted > self._step_rows or max(wanted, rows[at - 1]) >= ALONE_ROWS):
+                yield messages[start:at], total
+                start, total = at, 0
+            total += wanted
+        if messages:
+            yield messages[start:], total
 
     def _resume(self) -> None:
         """Let partitions go on that have room for a whole step again."""

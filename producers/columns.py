@@ -49,7 +49,7 @@ def read(value: bytes, limit: int, bytes_max: int = BYTES_MAX) -> pa.RecordBatch
             schema = reader.schema
             check_schema(schema)
             batches = [plain(batch) for batch in reader]
-        whole = pa.Table.from_batches(batches).combine_chunks().to_batches() if batches else []
+        whole = pa.Table.from_batches(batches).combine_chunks().to_batches() if len(batches) > 1 else batches
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise InvalidRecord("arrow", f"not an Arrow IPC stream: {error}") from error
     return whole[0] if whole else pa.RecordBatch.from_pylist([], schema=pa.schema([("id", pa.binary())]))

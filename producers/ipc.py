@@ -16,6 +16,7 @@ from tiers.errors import InvalidRecord
 
 SCHEMA, RECORD_BATCH = 1, 3  # MessageHeader
 CONTINUATION = 0xFFFFFFFF
+BEGIN = b"\xff\xff\xff\xff"  # the first bytes of every stream
 SCHEMA_BYTES_MAX = 65_536  # of the schema's metadata; 64 attributes need about 8 KB
 BATCHES_MAX = 64  # of one stream; each costs about 20 µs, however few rows it has
 

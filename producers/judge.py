@@ -16,11 +16,8 @@ from producers.columns import TIMES, struct_of
 from producers.decoder import ATTRIBUTE_BYTES_MAX, FUTURE_MS_MAX, NOT_FINITE, PAST_MS_MAX, ZERO, squares
 from tiers import record
 from tiers.errors import InvalidRecord
+from tiers.ids import Bools, ascii_only, controlled
 from tiers.record import Floats, Int64s
-
-Bools = npt.NDArray[np.bool_]
-
-_CONTROL = r"[\x00-\x1f\x7f\x{80}-\x{9f}]"
 
 
 class Faults:
@@ -32,6 +29,8 @@ class Faults:
 
     def mark(self, mask: Bools, reason: str, text: str) -> None:
         """Say that the rows in `mask` are bad, unless something else was said of them before."""
+        if not mask.any():
+            return
         fresh = mask & (self._code == 0)
         if fresh.any():
             self._errors.append(InvalidRecord(reason, text))
@@ -81,34 +80,49 @@ def _column(rows: pa.RecordBatch, name: str) -> pa.Array:
 
 
 def _null(column: pa.Array) -> Bools:
+    if not column.null_count:
+        return np.zeros(len(column), bool)
     mask: Bools = column.is_null().to_numpy(zero_copy_only=False)
     return mask
 
 
 def _flags(column: pa.Array) -> Bools:
+    if column.null_count == len(column):
+        return np.zeros(len(column), bool)
     flags: Bools = column.cast(pa.bool_()).fill_null(False).to_numpy(zero_copy_only=False)  # noqa: FBT003
     return flags
 
 
 def ids(column: pa.Array, faults: Faults) -> pa.Array:
     """Return ids as strings, "" where they are bad (see record.check_id)."""
-    faults.mark(_null(column), "id_missing", "the row has no id")
-    sizes = pc.binary_length(column).fill_null(1).to_numpy(zero_copy_only=False)
+    if column.null_count:
+        faults.mark(_null(column), "id_missing", "the row has no id")
+    sizes = _sizes(column, 1)
     faults.mark((sizes < 1) | (sizes > record.ID_BYTES_MAX), "id_size", f"an id has 1 to {record.ID_BYTES_MAX} bytes")
     found, broken = text(column)
     faults.mark(broken, "id_not_utf8", "the id is not UTF-8 text")
     unnamed = pc.starts_with(found, "/").to_numpy(zero_copy_only=False)
     faults.mark(unnamed, "id_namespace", "an id does not begin with a slash: its namespace would have no name")
-    control = pc.match_substring_regex(found, _CONTROL).to_numpy(zero_copy_only=False)
-    faults.mark(control, "id_control", "an id has no control characters")
+    faults.mark(controlled(found), "id_control", "an id has no control characters")
     return found
+
+
+def _sizes(column: pa.Array, of_null: int = 0) -> npt.NDArray[np.int32]:
+    """Return the bytes of each value of a binary column."""
+    if column.null_count or not len(column):
+        nulls: npt.NDArray[np.int32] = pc.binary_length(column).fill_null(of_null).to_numpy(zero_copy_only=False)
+        return nulls
+    return np.diff(np.frombuffer(column.buffers()[1], np.int32)[column.offset : column.offset + len(column) + 1])
 
 
 def text(column: pa.Array) -> tuple[pa.Array, Bools]:
     """Return bytes as strings ("" for null and what is not UTF-8), and which were not UTF-8."""
     broken = np.zeros(len(column), bool)
+    if pa.types.is_binary(column.type) and not column.null_count and ascii_only(column):
+        return column.view(pa.string()), broken
     try:
-        return column.cast(pa.string()).fill_null(""), broken
+        found = column.cast(pa.string())
+        return found.fill_null("") if found.null_count else found, broken
     except pa.ArrowInvalid:  # some row is not UTF-8: look at each
         values = column.to_pylist()
         for at, value in enumerate(values):
@@ -122,8 +136,9 @@ def text(column: pa.Array) -> tuple[pa.Array, Bools]:
 def vectors(column: pa.Array, dim: int, deleted: Bools, faults: Faults) -> pa.Array:
     """Return fixed_size_list<float32>[dim], null where deleted; without a copy where every row has a vector."""
     null, kind = _null(column), column.type
-    faults.mark(deleted & ~null, "tombstone", "a deleted row has no vector")
-    faults.mark(~deleted & null, "vector_missing", "the row has no vector and is not deleted")
+    if column.null_count or deleted.any():
+        faults.mark(deleted & ~null, "tombstone", "a deleted row has no vector")
+        faults.mark(~deleted & null, "vector_missing", "the row has no vector and is not deleted")
     if pa.types.is_null(kind):
         return record.vector_array(np.zeros((len(column), dim), np.float32), np.ones(len(column), bool))
     fixed = pa.types.is_fixed_size_list(kind)
@@ -158,10 +173,10 @@ def _mark_among(faults: Faults, among: Bools, bad: Bools, reason: str, words: st
 
 def _payload(column: pa.Array, deleted: Bools, faults: Faults) -> pa.Array:
     column = column.cast(pa.binary())
-    sizes = pc.binary_length(column).fill_null(0).to_numpy(zero_copy_only=False)
     limit = record.PAYLOAD_BYTES_MAX
-    faults.mark(~deleted & (sizes > limit), "payload_size", f"a payload has at most {limit} bytes")
-    return _unless(deleted, column).fill_null(b"")
+    faults.mark(~deleted & (_sizes(column) > limit), "payload_size", f"a payload has at most {limit} bytes")
+    kept = _unless(deleted, column)
+    return kept.fill_null(b"") if kept.null_count else kept
 
 
 def _unless(deleted: Bools, column: pa.Array) -> pa.Array:
@@ -171,16 +186,23 @@ def _unless(deleted: Bools, column: pa.Array) -> pa.Array:
 
 def _times_of(rows: pa.RecordBatch, deleted: Bools, timestamp_ms: int, faults: Faults) -> Iterable[pa.Array]:
     kind = pa.timestamp("ms", "UTC")
-    (event, no_event), (expires, never) = (_milliseconds(_column(rows, name)) for name in TIMES)
-    event = np.where(no_event, timestamp_ms, event)
-    past, future = timestamp_ms - PAST_MS_MAX, timestamp_ms + FUTURE_MS_MAX
-    text_ = "event_time lies more than ten years back or a day ahead"
-    faults.mark((event < past) | (event > future), "event_time", text_)
+    given, ends = (_column(rows, name) for name in TIMES)
+    event = np.full(len(given), timestamp_ms, np.int64)
+    if given.null_count < len(given):
+        said, unsaid = _milliseconds(given)
+        event = np.where(unsaid, event, said)
+        past, future = timestamp_ms - PAST_MS_MAX, timestamp_ms + FUTURE_MS_MAX
+        text_ = "event_time lies more than ten years back or a day ahead"
+        faults.mark((event < past) | (event > future), "event_time", text_)
+    times = pa.array(event).view(kind)
+    if ends.null_count == len(ends):
+        return times, pa.nulls(len(ends), kind)
+    expires, never = _milliseconds(ends)
     never = never | deleted
     far = timestamp_ms + PAST_MS_MAX
     text_ = "expires_at lies before event_time or more than ten years ahead"
     faults.mark(~never & ((expires <= event) | (expires > far)), "ttl", text_)
-    return pa.array(event).cast(kind), pa.array(expires, mask=never).cast(kind)
+    return times, pa.array(expires, mask=never).cast(kind)
 
 
 def _milliseconds(column: pa.Array) -> tuple[Int64s, Bools]:
@@ -234,8 +256,7 @@ def _attribute(name: str, word: str, column: pa.Array, faults: Faults) -> pa.Arr
         raise InvalidRecord("attribute_type", f"attribute {name!r} is declared {word}, the column is {kind}")
     if word == "string":
         limit = ATTRIBUTE_BYTES_MAX
-        sizes = pc.binary_length(column).fill_null(0).to_numpy(zero_copy_only=False)
-        faults.mark(sizes > limit, "attribute_size", f"attribute {name!r} has more than {limit} bytes")
+        faults.mark(_sizes(column) > limit, "attribute_size", f"attribute {name!r} has more than {limit} bytes")
         found, broken = text(column)
         faults.mark(broken, "attribute_type", f"attribute {name!r} is not UTF-8 text")
         return pc.if_else(column.is_null(), pa.scalar(None, pa.string()), found) if column.null_count else found

@@ -37,6 +37,13 @@ class Tally:
 
     def add_all(self, values: npt.NDArray[np.generic]) -> None:
         """Count the values of a batch."""
+        if not len(values):
+            return
+        first, last = (bisect_left(self.bounds, value) for value in (values.min(), values.max()))
+        if first == last:  # as a poll's nearly always are
+            self._counts[first] += len(values)
+            self.sum += float(values.sum())
+            return
         at = np.searchsorted(self._array, values, side="left")
         for bucket in np.flatnonzero(found := np.bincount(at)).tolist():
             self._counts[bucket] += int(found[bucket])

@@ -6,20 +6,23 @@ of its message and its place in it, so rows of one message are ordered among the
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from itertools import chain
+from operator import itemgetter
 from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
 
-from producers import columns, ipc, judge
+from producers import columns, ipc, judge, singles
 from producers.decoder import EVENT_BYTES_MAX, NOT_FINITE, ZERO, EventDecoder, check_timestamp, kind_of, squares
-from producers.events import ARROW_TYPE, JSON_TYPE, Message, condition
+from producers.events import ARROW_TYPE, IF_VERSION, JSON_TYPE, MSGPACK_TYPE, Message, condition
 from producers.letters import Letter
 from tiers import record
 from tiers.errors import InvalidRecord
-from tiers.record import Row
 
+_NAME = itemgetter(0)  # of a header
+_KNOWN = {("content-type", kind.encode()): kind for kind in (JSON_TYPE, MSGPACK_TYPE, ARROW_TYPE)}
 RETAINED = 65_536  # bytes beyond twice its own that a batch may hold on to: a view of a message keeps all of it
 
 
@@ -38,14 +41,19 @@ class Decoded(NamedTuple):
     letters: list[Letter]
 
 
-def rows(message: Message) -> int:
-    """Return how many rows a message says it has, cheaply; 1 for one that will be refused as a whole."""
-    if message.value is None or not message.headers or len(message.value) > EVENT_BYTES_MAX:
+def rows(messages: Sequence[Message]) -> list[int]:
+    """Return how many rows each message says it has, cheaply; 1 for one that will be refused as a whole."""
+    begin = ipc.BEGIN  # what does not begin so is one event, or no stream
+    return [1 if one.value is None or one.value[:4] != begin else _rows(one, one.value) for one in messages]
+
+
+def _rows(message: Message, value: bytes) -> int:
+    if not message.headers or len(value) > EVENT_BYTES_MAX:
         return 1
     try:
         if kind_of(message.headers) != ARROW_TYPE:
             return 1
-        return ipc.inspect(message.value, record.ROW_MAX + 1, columns.BYTES_MAX).rows
+        return ipc.inspect(value, record.ROW_MAX + 1, columns.BYTES_MAX).rows
     except InvalidRecord:
         return 1
 
@@ -56,24 +64,45 @@ def decode(
     """Return the rows of these messages; one with more than `rows_max` rows is refused."""
     batches: list[pa.RecordBatch] = []
     letters: list[Letter] = []
-    single: list[tuple[Row, Message]] = []
-    with np.errstate(over="ignore"):  # what is infinite in float32 is found by its length
-        for message in messages:
-            kind = JSON_TYPE
-            try:
-                kind = JSON_TYPE if message.value is None else kind_of(message.headers)
-                condition(message)  # ingest asks whether it is met; one that cannot be read is refused here
-                if kind == ARROW_TYPE:
-                    _flush(single, batches, letters, shape, place)
-                    batches.append(_arrow(decoder, shape, place, message, rows_max, letters))
-                else:
-                    single.append((decoder.decode(message, place.epoch, kind, measure=False), message))
-            except InvalidRecord as error:
-                letters.append(Letter(message, error, None if kind == ARROW_TYPE else 0))
-    _flush(single, batches, letters, shape, place)
+    kinds, refused = _kinds(messages)
+    start = 0
+    for at in [at for at, kind in enumerate(kinds) if kind == ARROW_TYPE and at not in refused]:
+        batches += _singles(decoder, shape, place, messages, kinds, refused, range(start, at), letters)
+        try:
+            batches.append(_arrow(decoder, shape, place, messages[at], rows_max, letters))
+        except InvalidRecord as error:
+            letters.append(Letter(messages[at], error, None))
+        start = at + 1
+    batches += _singles(decoder, shape, place, messages, kinds, refused, range(start, len(messages)), letters)
     if not batches:
         return Decoded(record.to_batch([], shape), letters)
     return Decoded(batches[0] if len(batches) == 1 else pa.concat_batches(batches), letters)
+
+
+def _kinds(messages: Sequence[Message]) -> tuple[list[str], dict[int, InvalidRecord]]:
+    """Return the content type of each message, and what is wrong with headers, by position.
+
+    A delete's condition must be readable; whether it is met is for ingest to ask.
+    """
+    refused: dict[int, InvalidRecord] = {}
+    if IF_VERSION not in map(_NAME, chain.from_iterable([message.headers for message in messages])):
+        usual = [
+            _KNOWN.get(headers[0]) if headers and value is not None else JSON_TYPE
+            for _, value, headers, _, _ in messages
+        ]
+        kinds = [kind for kind in usual if kind is not None]
+        if len(kinds) == len(messages):
+            return kinds, refused
+    kinds = []
+    for at, message in enumerate(messages):
+        kind = JSON_TYPE
+        try:
+            kind = JSON_TYPE if message.value is None else kind_of(message.headers)
+            condition(message)
+        except InvalidRecord as error:
+            refused[at] = error
+        kinds.append(kind)
+    return kinds, refused
 
 
 def _wrong(home: int) -> InvalidRecord:
@@ -81,17 +110,27 @@ def _wrong(home: int) -> InvalidRecord:
     return InvalidRecord("wrong_partition", text)
 
 
-def _flush(
-    single: list[tuple[Row, Message]],
-    batches: list[pa.RecordBatch],
-    letters: list[Letter],
+def _singles(
+    decoder: EventDecoder,
     shape: pa.Schema,
     place: Place,
-) -> None:
-    """Make one batch of the rows that came one by one."""
-    if not single:
-        return
-    batch = record.to_batch([row for row, _ in single], shape)
+    messages: Sequence[Message],
+    kinds: Sequence[str],
+    refused: Mapping[int, InvalidRecord],
+    run: range,
+    letters: list[Letter],
+) -> list[pa.RecordBatch]:
+    """Return one batch of messages that hold one event each, if there are any; add a letter for each bad one."""
+    if not run:
+        return []
+    whole = len(run) == len(messages) and not refused
+    numbers = [at for at in run if at not in refused]
+    some = messages if whole else [messages[at] for at in numbers]
+    found = singles.decode(decoder, shape, place.epoch, some, [kinds[at] for at in numbers])
+    errors = {at: refused[at] for at in run if at in refused} | {numbers[at]: error for at, error in found.errors}
+    for at in sorted(errors):
+        letters.append(Letter(messages[at], errors[at], None if kinds[at] == ARROW_TYPE else 0))
+    batch = found.batch
     lengths = squares(record.vectors_of(batch))
     home = record.partitions(batch["id"], place.partitions)
     with_vector = ~record.deleted_of(batch)
@@ -99,9 +138,8 @@ def _flush(
     bad = zero | endless | (home != place.partition)
     for at in np.flatnonzero(bad).tolist():
         error = InvalidRecord(*(ZERO if zero[at] else NOT_FINITE)) if zero[at] or endless[at] else _wrong(home[at])
-        letters.append(Letter(single[at][1], error))
-    batches.append(batch.filter(pa.array(~bad)) if bad.any() else batch)
-    single.clear()
+        letters.append(Letter(some[found.positions[at]], error))
+    return [batch.filter(pa.array(~bad)) if bad.any() else batch] if batch.num_rows else []
 
 
 def _arrow(
@@ -116,15 +154,18 @@ def _arrow(
     found, faults = judge.judge(sent, decoder.dim, decoder.attributes, message.timestamp_ms)
     good = faults.good
     home = record.partitions(found["id"], place.partitions)
-    for number in np.unique(home[good & (home != place.partition)]).tolist():
+    away = home != place.partition
+    for number in np.unique(home[good & away]).tolist() if away.any() else ():
         faults.mark(good & (home == number), *_reason(_wrong(number)))
-    letters += [Letter(message, error, row, sent) for row, error in faults.items()]
+    if faults.any:
+        letters += [Letter(message, error, row, sent) for row, error in faults.items()]
     first = record.pack_version(place.epoch, message.offset)
     found["version"] = pa.array(first + np.arange(sent.num_rows, dtype=np.int64))
     batch = pa.RecordBatch.from_arrays([found[name] for name in shape.names], schema=shape)
     if faults.any:
         batch = batch.filter(pa.array(faults.good))
-    if max(len(value), batch.get_total_buffer_size()) > 2 * batch.nbytes + RETAINED:
+    held = max(len(value), batch.get_total_buffer_size())
+    if held > 8 * decoder.dim * batch.num_rows + RETAINED and held > 2 * batch.nbytes + RETAINED:
         batch = batch.take(pa.array(np.arange(batch.num_rows)))
     return batch
 

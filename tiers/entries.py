@@ -9,6 +9,7 @@ which list and map share (49 bytes and its own).
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import repeat
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ import pyarrow.compute as pc
 
 from tiers import record
 from tiers import segment as segments
+from tiers.ids import SLASH, content
 from tiers.placed import Placed
 from tiers.record import Int64s
 from tiers.segment import COLUMNS, NO_COPY, Segment
@@ -62,8 +64,7 @@ class Entries:
 
     def numbers(self, ids: Sequence[str]) -> Int64s:
         """Return the entry number of each id, -1 where there is none."""
-        get = self._entry.get
-        return np.array([get(identifier, -1) for identifier in ids], np.int64)
+        return np.fromiter(map(self._entry.get, ids, repeat(-1)), np.int64, len(ids))
 
     def by_segment(
         self, numbers: Int64s, chosen: npt.NDArray[np.bool_] | None = None
@@ -90,9 +91,9 @@ class Entries:
     def namespaces_of(self, ids: pa.Array) -> npt.NDArray[np.int32]:
         """Return the number of each id's namespace; a new one gets the next."""
         known = self._namespaces
-        without = pc.less(pc.find_substring(ids, "/"), 0)
-        if pc.all(without).as_py() is not False:
+        if not (content(ids)[1] == SLASH).any():
             return np.full(len(ids), known.setdefault(DEFAULT, len(known)) if len(ids) else 0, np.int32)
+        without = pc.less(pc.find_substring(ids, "/"), 0)
         heads = pc.list_element(pc.split_pattern(ids, "/", max_splits=1), 0)
         found = pc.if_else(without, DEFAULT, heads).dictionary_encode()
         numbers = np.array([known.setdefault(name, len(known)) for name in found.dictionary.to_pylist()], np.int32)
@@ -104,6 +105,11 @@ class Entries:
         return np.array(sorted(self._namespaces[name] for name in names if name in self._namespaces), np.int32)
 
     # -- changing ----------------------------------------------------------------------------------------------------
+
+    def unknown(self, ids: list[str]) -> bool:
+        """Say whether no id has an entry and none comes twice."""
+        distinct = set(ids)
+        return len(distinct) == len(ids) and self._entry.keys().isdisjoint(distinct)
 
     def claim(self, ids: list[str]) -> Int64s | None:
         """Give unknown ids the numbers that `append` will give; None, with nothing changed, where one is not or twice.

@@ -177,11 +177,13 @@ class HotMemory:
             jobs.append((start, done, step))
             done += step
         await self._upload(jobs, vectors)
-        self._version[slots] = record.versions_of(batch)
-        self._deleted[slots] = record.deleted_of(batch)
-        self._coded[slots] = False
+        versions, deleted = record.versions_of(batch), record.deleted_of(batch)
         expires_at = record.times_of(batch, "expires_at")
-        self._expires[slots] = np.where(expires_at > 0, expires_at, NEVER)
+        expires_at = np.where(expires_at > 0, expires_at, NEVER)
+        for start, done, step in jobs:
+            here, there = slice(start, start + step), slice(done, done + step)
+            self._version[here], self._deleted[here], self._coded[here] = versions[there], deleted[there], False
+            self._expires[here] = expires_at[there]
         return slots
 
     async def _upload(self, jobs: list[tuple[int, int, int]], vectors: Floats) -> None:

@@ -99,6 +99,10 @@ class Index:
         fresh: npt.NDArray[np.bool_] = versions > self._entries.versions(self._entries.numbers(ids))
         return fresh
 
+    def unknown(self, ids: list[str]) -> bool:
+        """Say whether no id is known and none comes twice: then each row is the newest of its id."""
+        return self._entries.unknown(ids)
+
     def held(self, tier: TierName, identifier: str) -> list[tuple[int, int]]:
         """Return (version, slot) of every physical row of the id in the tier: home, copy or queued.
 
@@ -194,13 +198,15 @@ class Index:
         now_ms: int,
         coded: Coded | None = None,
         claimed: Int64s | None = None,
+        ids: list[str] | None = None,
     ) -> list[tuple[TierName, Location]]:
         """Make each row the newest of its id, at home in `tier`; every row must be `newer` and unique in the batch.
 
         Returns the physical rows that this masks; the caller queues or evicts them. Rows outside hot are encoded; of
-        those `coded` the vectors are not looked at. `claimed`: what `claim` said of the ids, in this loop step.
+        those `coded` the vectors are not looked at. `claimed`: what `claim` said of the ids, in this loop step. `ids`:
+        those of the batch, from a caller who has them.
         """
-        ids = batch["id"].to_pylist()
+        ids = batch["id"].to_pylist() if ids is None else ids
         masked: list[tuple[TierName, Location]] = []
         if claimed is None:
             former = self._entries.numbers(ids)

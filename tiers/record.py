@@ -25,6 +25,8 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from tiers.errors import InvalidRecord
+from tiers.ids import partition as partition  # noqa: PLC0414 - part of what a record is, for all who have one
+from tiers.ids import partitions as partitions  # noqa: PLC0414
 
 Int64s = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float32]
@@ -134,48 +136,11 @@ def check_id(identifier: str) -> str:
     return identifier
 
 
-def partitions(ids: pa.Array, count: int) -> npt.NDArray[np.int32]:
-    """Return the Kafka partition of each id: murmur2 of its UTF-8 bytes, sign bit off, modulo `count`.
-
-    Source: org.apache.kafka.common.utils.Utils.murmur2, run over all rows at once, four bytes a step.
-    """
-    ends = np.frombuffer(ids.buffers()[1], np.int32)[ids.offset : ids.offset + len(ids) + 1].astype(np.int64)
-    data = np.frombuffer(ids.buffers()[2] or b"", np.uint8)
-    data = np.concatenate([data, np.zeros(4, np.uint8)])  # lets every gather of four bytes stay inside
-    start, size = ends[:-1], np.diff(ends)
-    multiplier, mask = np.uint32(0x5BD1E995), np.uint32
-    with np.errstate(over="ignore"):
-        state = np.uint32(0x9747B28C) ^ size.astype(np.uint32)
-        for word in range(int(size.max(initial=0)) // 4):
-            rows = np.flatnonzero(size >= 4 * word + 4)
-            at = start[rows] + 4 * word
-            key = (
-                data[at].astype(mask)
-                | data[at + 1].astype(mask) << 8
-                | data[at + 2].astype(mask) << 16
-                | data[at + 3].astype(mask) << 24
-            )
-            key = key * multiplier
-            key = (key ^ (key >> np.uint32(24))) * multiplier
-            state[rows] = (state[rows] * multiplier) ^ key
-        tail, left = start + (size & ~3), size & 3
-        for byte in (2, 1, 0):
-            rows = np.flatnonzero(left > byte)
-            state[rows] ^= data[tail[rows] + byte].astype(mask) << np.uint32(8 * byte)
-        rows = np.flatnonzero(left > 0)
-        state[rows] *= multiplier
-        state = (state ^ (state >> np.uint32(13))) * multiplier
-        state ^= state >> np.uint32(15)
-    return ((state & np.uint32(0x7FFFFFFF)) % np.uint32(count)).astype(np.int32)
-
-
-def partition(identifier: str, count: int) -> int:
-    """Return the partition of one id."""
-    return int(partitions(pa.array([identifier], pa.string()), count)[0])
-
-
 def newest(batch: pa.RecordBatch) -> pa.RecordBatch:
-    """Return `batch` with only the highest version of each id, in the order of those rows; zero-copy when unique."""
+    """Return `batch` with only the highest version of each id, in the order of those rows; zero-copy when unique.
+
+    Whoever has the ids as Python strings asks `len(set(ids))` first: that is cheaper.
+    """
     codes = batch["id"].dictionary_encode().indices.to_numpy()
     versions = versions_of(batch)
     order = np.lexsort((versions, codes))
@@ -190,8 +155,11 @@ def versions_of(batch: pa.RecordBatch) -> Int64s:
 
 
 def times_of(batch: pa.RecordBatch, column: str) -> Int64s:
-    """Return a timestamp column as ms since 1970, 0 where null."""
-    times: Int64s = batch[column].cast(pa.int64()).fill_null(0).to_numpy()
+    """Return a timestamp column as ms since 1970, 0 where null; without a copy where none is."""
+    given = batch[column].view(pa.int64())
+    if given.null_count == len(given):
+        return np.zeros(len(given), np.int64)
+    times: Int64s = (given.fill_null(0) if given.null_count else given).to_numpy()
     return times
 
 

@@ -19,7 +19,7 @@ import numpy as np
 from benchmarks.searching.corpus import DIM, EVENT_MS, batch
 from pipeline import MemoryManager, Query
 from pipeline.app import Service
-from pipeline.settings import load
+from pipeline.settings import Settings, load
 from pipeline.stack import Stack
 from tiers import TierName, record
 from tiers.record import Floats
@@ -37,6 +37,13 @@ async def opened(
     stack: Stack, folder: Path, extra: Sequence[Service] = (), **given: Any
 ) -> AsyncIterator[MemoryManager]:
     """Open a node of which nothing moves by itself; `given` are settings, dots as double underscores."""
+    async with MemoryManager.open(settled(stack, folder, **given), *extra) as memory:
+        await memory.ready()
+        yield memory
+
+
+def settled(stack: Stack, folder: Path, **given: Any) -> Settings:
+    """Return the settings of `opened`."""
     name = f"{folder.parent.name}.{folder.name}"  # nobody else's on these servers
     settings: dict[str, Any] = {
         "data": str(folder),
@@ -55,9 +62,7 @@ async def opened(
         **{f"policy.{name}": NEVER_S for name in ("hot_age_s", "warm_idle_s", "cold_idle_s")},
         **{name.replace("__", "."): value for name, value in given.items()},
     }
-    async with MemoryManager.open(load(None, {}, settings), *extra) as memory:
-        await memory.ready()
-        yield memory
+    return load(None, {}, settings)
 
 
 async def fill(memory: MemoryManager, vectors: Floats, start: int, stop: int, tier: TierName, rows: int = 0) -> float:
