@@ -9,6 +9,7 @@ from xml.sax.saxutils import escape
 
 WIDTH, LEFT, RIGHT = 820, 270, 170
 BAR, GAP, HEAD, FOOT = 16, 14, 52, 34
+TIMES = "bar: p50, line: p99"
 
 STYLE = """
 text { font: 12px system-ui, sans-serif; fill: #1f2328 }
@@ -46,7 +47,7 @@ class Group(NamedTuple):
     bars: Sequence[Bar]
 
 
-def svg(title: str, unit: str, groups: Sequence[Group]) -> str:
+def svg(title: str, unit: str, groups: Sequence[Group], legend: str = TIMES) -> str:
     """Return the plot; every value is more than 0, and stands beside its bar in figures."""
     bars = [bar for group in groups for bar in group.bars]
     low = 10.0 ** math.floor(math.log10(min(bar.value for bar in bars) * 0.7))
@@ -61,7 +62,7 @@ def svg(title: str, unit: str, groups: Sequence[Group]) -> str:
         f"<title>{escape(title)}</title>",
         f"<style>{STYLE}</style>",
         f'<text class="title" x="8" y="20">{escape(title)}</text>',
-        f'<text class="quiet" x="8" y="38">{escape(unit)}, logarithmic; bar: p50, line: p99</text>',
+        f'<text class="quiet" x="8" y="38">{escape(unit)}, logarithmic; {escape(legend)}</text>',
     ]
     for power in range(round(math.log10(low)), round(math.log10(high)) + 1):
         at = x(10.0**power)

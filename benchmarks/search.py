@@ -16,25 +16,22 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # before FAISS and NumPy: both si
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import argparse
-import asyncio
-import json
-import logging
 import sys
 import tempfile
-import time
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import structlog
 from rich.console import Console
 
+from benchmarks import command
+from benchmarks.command import Keep, nothing, perform, teller
+from benchmarks.report import machine
 from benchmarks.searching import peers, reads, scans
 from benchmarks.searching.baselines import Memory, best_of
 from benchmarks.searching.corpus import NOISE, corpus
-from benchmarks.searching.report import machine, promises, show
 from benchmarks.searching.run import Run, Size
 from pipeline.stack import Stack
 
@@ -56,27 +53,16 @@ SCENARIOS: dict[str, Scenario] = {
 }
 
 
-def _nothing(_: dict[str, Any]) -> None:
-    """Keep nothing."""
-
-
 async def measure(
     size: Size,
     names: Sequence[str],
     texts: Path | None,
     console: Console,
     servers: Stack | None = None,
-    keep: Callable[[dict[str, Any]], None] = _nothing,
+    keep: Keep = nothing,
 ) -> dict[str, Any]:
-    """Run the scenarios and return everything; on `servers` if given, else on some of its own.
-
-    `keep` is given what there is after each: a run that is cut short has measured something.
-    """
-    began = time.perf_counter()
-
-    def say(what: str) -> None:
-        console.print(f"[dim]{time.perf_counter() - began:6.1f} s[/dim]  {what}")
-
+    """Run the scenarios and return everything; on `servers` if given, else on some of its own."""
+    say = teller(console)
     result: dict[str, Any] = {"benchmark": "search", **machine()}
     say("embedding the texts")
     given = corpus(size.million, size.questions, texts, size.texts)
@@ -85,9 +71,12 @@ async def measure(
     result |= {
         "settings": {**asdict(size), "k": scans.K, "dim": given.vectors.shape[1], "noise": NOISE},
         "corpus": given.source,
-        "notes": {},
-        "scenarios": {},
     }
+
+    def bandwidth() -> dict[str, Any]:
+        read.extend(array.read() for _ in range(READS))
+        return {"bandwidth": {"gb_s": best_of(read), "threads": 1, "samples": read}}
+
     with tempfile.TemporaryDirectory(prefix="isotherm-bench-") as scratch:
         async with AsyncExitStack() as stack:
             if servers is None:
@@ -95,38 +84,16 @@ async def measure(
                 servers = await stack.enter_async_context(Stack(Path(scratch) / "stack"))
             run = Run(size, given, servers, Path(scratch), say)
             stack.push_async_callback(run.close)
-            for name in names:
-                say(f"[bold]{name}[/bold]")
-                started = time.perf_counter()
-                done = result["scenarios"][name] = await SCENARIOS[name](run)
-                done["took_s"] = round(time.perf_counter() - started, 1)
-                if note := done.pop("note", None):
-                    result["notes"][name] = note
-                read += [array.read() for _ in range(READS)]
-                result["bandwidth"] = {"gb_s": best_of(read), "threads": 1, "samples": read}
-                if missing := [one for one in SCENARIOS if one not in result["scenarios"]]:
-                    result["notes"]["not run"] = f"Not in this run: {', '.join(missing)}."
-                else:
-                    result["notes"].pop("not run", None)
-                result |= {"took_s": round(time.perf_counter() - began, 1), "table": promises(result)}
-                keep(result)
+            await perform(result, run, SCENARIOS, names, say, keep, bandwidth)
     return result
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
     """Return what the command line says."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.search", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--only", action="append", choices=SCENARIOS, metavar="NAME", help=", ".join(SCENARIOS))
-    parser.add_argument("--quick", action="store_true", help="fewer rows and questions: two minutes in all")
+    parser = command.options("search", __doc__, SCENARIOS, "fewer rows and questions: two minutes in all")
     parser.add_argument("--rows", type=int, help="rows over all tiers (default 1,000,000; quick 160,000)")
     parser.add_argument("--threads", type=int, default=2, help="search threads of the node (default 2)")
     parser.add_argument("--texts", type=Path, help="a file of texts, one a line, instead of Debian's and Python's")
-    parser.add_argument("--note", help="what a reader of the result must know of the machine")
-    parser.add_argument("--check", action="store_true", help="exit with 1 when a promise is not kept")
-    parser.add_argument("--json", action="store_true", help="the whole result, samples too, as one JSON object")
-    parser.add_argument("--out", type=Path, help="write the JSON to this file too")
     return parser.parse_args(arguments)
 
 
@@ -135,23 +102,9 @@ def main(arguments: list[str] | None = None) -> int:
     given = parse(sys.argv[1:] if arguments is None else arguments)
     size = Size.quick() if given.quick else Size()
     size = replace(size if given.rows is None else size.of(given.rows), threads=given.threads)
-    logging.disable(logging.ERROR)  # of libraries: what fails is raised
-    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(40))
-    names = [name for name in SCENARIOS if given.only is None or name in given.only]
-
-    def keep(result: dict[str, Any]) -> None:
-        result["settings"]["quick"] = given.quick
-        if given.note:
-            result["notes"]["machine"] = given.note
-        if given.out is not None:
-            given.out.write_text(json.dumps(result, separators=(",", ":")) + "\n")
-
-    result = asyncio.run(measure(size, names, given.texts, Console(stderr=True), keep=keep))
-    if given.json:
-        print(json.dumps(result))
-    else:
-        show(result, Console())
-    return 1 if given.check and not all(line["ok"] for line in result["table"]) else 0
+    return command.main(
+        given, SCENARIOS, lambda names, console, keep: measure(size, names, given.texts, console, keep=keep)
+    )
 
 
 if __name__ == "__main__":

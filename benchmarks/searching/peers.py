@@ -15,9 +15,9 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 import pyarrow as pa
 
+from benchmarks.report import promise, spread
 from benchmarks.searching.corpus import DIM, EVENT_MS, PAYLOAD, SHAPE, recall, scaled, truth
 from benchmarks.searching.node import BARE, ask, coded, fill
-from benchmarks.searching.report import promise, spread
 from benchmarks.searching.run import Run
 from benchmarks.searching.scans import WARM_UP, K
 from pipeline import MemoryManager, Query

@@ -13,9 +13,9 @@ import numpy as np
 import pyarrow as pa
 from redis.asyncio import Redis
 
+from benchmarks.report import promise, spread
 from benchmarks.searching.corpus import batch, recall, truth
 from benchmarks.searching.node import BARE, PARTITIONS, ask, ask_all
-from benchmarks.searching.report import promise, spread
 from benchmarks.searching.run import SHARES, Run
 from benchmarks.searching.scans import K
 from pipeline import MemoryManager, Query, app

@@ -10,10 +10,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from benchmarks.report import promise, spread
 from benchmarks.searching.baselines import Flat, Memory, best_of
 from benchmarks.searching.corpus import DIM, GROUPS, Bools, recall, scaled, truth
 from benchmarks.searching.node import BARE, ask_all, coded, fill, tiers_of
-from benchmarks.searching.report import promise, spread
 from benchmarks.searching.run import Run
 from pipeline import MemoryManager, Query
 from tiers import TierName

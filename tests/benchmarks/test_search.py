@@ -10,9 +10,11 @@ import pytest
 from rich.console import Console
 
 from benchmarks import page
+from benchmarks.chapter import RESULTS
+from benchmarks.report import promise, show
 from benchmarks.search import SCENARIOS, measure
 from benchmarks.searching import corpus
-from benchmarks.searching.report import promise, show
+from benchmarks.searching.figures import CHAPTER
 from benchmarks.searching.run import Size
 from pipeline.stack import Stack
 
@@ -39,7 +41,7 @@ async def test_every_scenario_runs_and_says_what_committed_results_say(texts: Pa
     result = await measure(TINY, list(SCENARIOS), texts, Console(file=told, width=200), stack)
     show(result, Console(file=told, width=200))
 
-    committed = json.loads((ROOT / page.RESULT).read_text())
+    committed = json.loads((ROOT / RESULTS / CHAPTER.result).read_text())
     assert result.keys() == committed.keys()
     assert list(SCENARIOS) == list(result["scenarios"])
     for name, found in committed["scenarios"].items():
@@ -47,7 +49,7 @@ async def test_every_scenario_runs_and_says_what_committed_results_say(texts: Pa
     assert {line["scenario"] for line in result["table"]} == set(SCENARIOS)
     assert result["scenarios"]["million"]["recall"] > 0.9
     assert sum(result["scenarios"]["million"]["true_neighbours_in"].values()) == 10 * TINY.truth
-    assert page.files(result).keys() >= page.files(committed).keys()
+    assert CHAPTER.files(result).keys() >= CHAPTER.files(committed).keys()
     assert "faster than faiss" in told.getvalue()
 
 
@@ -74,6 +76,6 @@ def test_truth_is_what_a_sort_of_everything_finds() -> None:
 
 
 @pytest.mark.unit
-def test_the_page_is_what_the_committed_result_says() -> None:
-    """docs/benchmarks.md and its plots are written by `python -m benchmarks.page`, not by hand."""
+def test_the_pages_are_what_the_committed_results_say() -> None:
+    """Pages of benchmarks and their plots are written by `python -m benchmarks.page`, not by hand."""
     assert page.main(["--check"]) == 0

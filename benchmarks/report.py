@@ -72,11 +72,7 @@ def promises(result: dict[str, Any]) -> list[dict[str, Any]]:
 def show(result: dict[str, Any], console: Console) -> None:
     """Print the table."""
     host = result["host"]
-    console.print(
-        f"{host['cpu']}, {host['cores']} cores, load {host['load_1min_at_start']} at the start; "
-        f"{result['settings']['threads']} search threads, one client; "
-        f"one thread reads {result['bandwidth']['gb_s']} GB/s"
-    )
+    console.print(f"{host['cpu']}, {host['cores']} cores, load {host['load_1min_at_start']} at the start")
     table = Table("scenario", "promise", "reached", "must", "")
     for line in result["table"]:
         must = f"{'≥' if line['relation'] == '>=' else '≤'} {line['must']:,.10g} {line['unit']}"
