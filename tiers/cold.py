@@ -157,8 +157,7 @@ class ColdMemory:
         """See Tier."""
         found, doubtful = await self._readers.run(self._rows.vectors, places)
         if doubtful:
-            locations = places.locations()
-            rows = await self._recover([locations[at] for at in doubtful])
+            rows = await self._recover([places[at] for at in doubtful])
             for at, row in zip(doubtful, rows, strict=True):
                 found[at] = row.vector if row is not None else None
         return Vectors(found)

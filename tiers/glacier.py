@@ -176,7 +176,7 @@ class GlacierMemory:
         """See Tier. From a bucket at most `search_groups_max` row groups are read, those of the most wanted rows."""
         found: list[Floats | None] = [None] * len(places.ids)
         missing: list[Missing] = []
-        for at, where in enumerate(places.locations()):
+        for at, where in enumerate(places):
             place = self._files.find(where)
             if place is not None:
                 found[at] = self._recent.vector(where)

@@ -28,6 +28,7 @@ from tiers.errors import InvalidRecord
 
 Int64s = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float32]
+Bools = npt.NDArray[np.bool_]
 
 ID_BYTES_MAX = 512
 PAYLOAD_BYTES_MAX = 256 * 1024
@@ -283,6 +284,12 @@ def to_batch(rows: Sequence[Row], shape: pa.Schema) -> pa.RecordBatch:
         ],
         schema=shape,
     )
+
+
+def present(rows: Sequence[Row | None], shape: pa.Schema) -> tuple[pa.RecordBatch, npt.NDArray[np.bool_]]:
+    """Return the rows that are there as one batch, and which those are."""
+    found = [row for row in rows if row is not None]
+    return to_batch(found, shape), np.array([row is not None for row in rows], bool)
 
 
 def attribute_array(values: Iterable[Mapping[str, Any]], kind: pa.StructType) -> pa.Array:
