@@ -32,7 +32,7 @@ from tiers.layout import Layout
 from tiers.listed import Known
 from tiers.parquet import DataFile
 from tiers.recent import Recent
-from tiers.record import Floats, Int64s, Row
+from tiers.record import Bools, Floats, Int64s, Row
 from tiers.rewrite import Rewrite
 from tiers.storage import Storage
 from tiers.takeout import take_out
@@ -171,6 +171,10 @@ class GlacierMemory:
         for at, row in await self._read(missing):
             found[at] = row
         return found
+
+    async def gather(self, places: Places) -> tuple[pa.RecordBatch, Bools]:
+        """See Tier; row by row, since nothing moves out of here but single records on their way up."""
+        return record.present(await self.get(places), self.shape)
 
     async def vectors(self, places: Places, *, bounded: bool = True) -> Vectors:
         """See Tier. From a bucket at most `search_groups_max` row groups are read, those of the most wanted rows."""

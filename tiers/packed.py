@@ -45,6 +45,7 @@ BYTES = pa.large_binary()  # rows of a batch may have more than 2 GB together
 WHOLE = 0x48674BC7  # crc32c of any bytes with their own crc32c behind them
 NOTHING = pa.scalar(b"", BYTES)
 EMPTY_MAP = pa.scalar(b"\x80", BYTES)  # of msgpack, as are these two: a list's head, and a row without attributes
+DOLLAR, NEW_LINE = pa.scalar(b"$", BYTES), pa.scalar(b"\r\n", BYTES)
 LIST_OF = b"\xdd"
 
 _decode_all = msgspec.msgpack.Decoder(list[dict[str, Any]]).decode
@@ -190,6 +191,12 @@ def fixed(values: npt.NDArray[Any]) -> pa.Array:
 def joined(*columns: pa.Array | pa.Scalar) -> pa.Array:
     """Return the bytes of each row, end to end."""
     return pc.binary_join_element_wise(*columns, NOTHING)
+
+
+def bulk(column: pa.Array) -> pa.Array:
+    """Return each as an argument in the protocol of Redis."""
+    lengths = pa.array(sizes(column)).cast(pa.string()).cast(BYTES)
+    return joined(DOLLAR, lengths, NEW_LINE, column, NEW_LINE)
 
 
 def sizes(column: pa.Array) -> Int64s:
