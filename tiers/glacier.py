@@ -227,6 +227,10 @@ class GlacierMemory:
         """Return those of these rows that one rewrite should drop: of a few files, where it is worth most."""
         return self._files.together(keys)
 
+    def crowded(self, partition: int) -> bool:
+        """Say whether a partition has so many small files that a rewrite would merge some."""
+        return self._files.crowded(partition)
+
     async def rewrite(self, partition: int, drop: Sequence[Location], merge_below_rows: int | None = None) -> Rewrite:
         """Drop exactly these rows by rewriting their files, in one commit; the caller moves the others' slots.
 

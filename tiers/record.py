@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from tiers.errors import InvalidRecord
 
@@ -106,6 +107,13 @@ def offsets(versions: Int64s) -> Int64s:
 def version_text(version: int) -> str:
     """Return the version as "epoch.offset.row": browsers lose 64-bit integers."""
     return ".".join(map(str, unpack_version(version)))
+
+
+def version_texts(versions: Int64s) -> list[str]:
+    """Return `version_text` of many."""
+    parts = (versions >> (OFFSET_BITS + ROW_BITS), offsets(versions), versions & ROW_MAX)
+    texts: list[str] = pc.binary_join_element_wise(*(pa.array(part).cast(pa.string()) for part in parts), ".").to_pylist()
+    return texts
 
 
 def parse_version(text: str) -> int:

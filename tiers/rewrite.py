@@ -20,7 +20,7 @@ Bools = npt.NDArray[np.bool_]
 Batches = Callable[[DataFile, list[str] | None], Iterable[tuple[int, pa.RecordBatch]]]
 
 MERGE_FILES = 16  # small files of a partition that a rewrite takes along unasked; bounds their number
-MERGED_MAX = 2  # of the largest file's rows and bytes: what one rewrite merges at most
+MERGED_MAX = 1  # of the largest file's rows and bytes: one rewrite merges into one file, and leaves no small rest
 KEYS = ["id", "version"]  # the columns that tell rows apart
 
 
