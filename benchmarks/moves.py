@@ -27,7 +27,7 @@ from rich.console import Console
 
 from benchmarks import command
 from benchmarks.command import Keep, nothing, perform, teller
-from benchmarks.moving import pairs, restart, sustained
+from benchmarks.moving import pairs, sustained
 from benchmarks.moving.rows import DIM
 from benchmarks.moving.run import PARTITIONS, Run, Size
 from benchmarks.report import machine
@@ -35,14 +35,11 @@ from pipeline.stack import Stack
 
 SCENARIOS: dict[str, Callable[[Run], Awaitable[dict[str, Any]]]] = {
     "pairs": pairs.pairs,
-    "rebuild": restart.restart,
     "sustained": sustained.sustained,
 }
 
 
-async def measure(
-    size: Size, names: Sequence[str], console: Console, keep: Keep = nothing
-) -> dict[str, Any]:
+async def measure(size: Size, names: Sequence[str], console: Console, keep: Keep = nothing) -> dict[str, Any]:
     """Run the scenarios and return everything."""
     say = teller(console)
     result: dict[str, Any] = {"benchmark": "moves", **machine()}

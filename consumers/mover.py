@@ -148,7 +148,9 @@ class Mover:
             gone = sources.those(~there)
             lost = gone.those(self._index.at_home(source, gone))
             if len(lost):
-                raise TierCorrupt(f"{source.word} has lost {len(lost)} rows that are at home there, {lost.ids[0]!r} first")
+                raise TierCorrupt(
+                    f"{source.word} has lost {len(lost)} rows that are at home there, {lost.ids[0]!r} first"
+                )
         return batch, sources.those(there)
 
     def _landed(self, pending: Group, receipt: Receipt) -> Group:
@@ -256,7 +258,6 @@ class Mover:
                 if all(key.tier == TierName.GLACIER and (key.id, key.version) in dropped_too for key in others):
                     found.append(Location(entry.id, entry.version, partition, entry.slot))
         return found
-
 
 
 @contextmanager

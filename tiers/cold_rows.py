@@ -78,7 +78,10 @@ class ColdRows:
     # -- writing -----------------------------------------------------------------------------------------------------
 
     def add(self, batch: pa.RecordBatch, partitions: npt.NDArray[np.int32], rows: pa.Array) -> Int64s:
-        """Write rows, `rows` in packed form, durably; returns their slots. TierFull, TierUnavailable, InvalidRecord: nothing was changed."""
+        """Write a batch, `rows` in packed form, durably; returns the slots.
+
+        TierFull, TierUnavailable, InvalidRecord: nothing was changed.
+        """
         self._upkeep()
         self._make_sure_of_room(batch.num_rows, rows.nbytes)
         slots = np.arange(self._next, self._next + batch.num_rows, dtype=np.int64)

@@ -284,8 +284,8 @@ class Index:
             same &= segment.slot[rows] == old_slots[at]
             segment.slot[rows[same]] = new_slots[at[same]]
             moved[at] = same
-        for at in np.flatnonzero(~moved).tolist():
-            self.queue.follow(tier, ids[at], int(versions[at]), int(old_slots[at]), int(new_slots[at]))
+        for left in np.flatnonzero(~moved).tolist():
+            self.queue.follow(tier, ids[left], int(versions[left]), int(old_slots[left]), int(new_slots[left]))
 
     def place_copy(self, identifier: str, version: int, slot: int) -> Entry | None:
         """Note a copy in hot of a record whose home is below, and return its entry.

@@ -112,7 +112,9 @@ def version_text(version: int) -> str:
 def version_texts(versions: Int64s) -> list[str]:
     """Return `version_text` of many."""
     parts = (versions >> (OFFSET_BITS + ROW_BITS), offsets(versions), versions & ROW_MAX)
-    texts: list[str] = pc.binary_join_element_wise(*(pa.array(part).cast(pa.string()) for part in parts), ".").to_pylist()
+    texts: list[str] = pc.binary_join_element_wise(
+        *(pa.array(part).cast(pa.string()) for part in parts), "."
+    ).to_pylist()
     return texts
 
 

@@ -71,10 +71,10 @@ class Segment:
         """Write at the end and return where; OSError, with the file as it was, when it does not fit the disk."""
         start = at = self.end
         try:
-            for left in (memoryview(head), rows):
-                while left:
-                    done = os.pwrite(self._descriptor, left, at)
-                    left, at = left[done:], at + done
+            for part in (memoryview(head), rows):
+                end = at + len(part)
+                while at < end:
+                    at += os.pwrite(self._descriptor, part[at - end :], at)
         except OSError:
             self.cut(start)
             raise

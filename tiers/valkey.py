@@ -78,7 +78,9 @@ class Script:
         for script in (*self._also, self):
             await send(client, "SCRIPT", "LOAD", script.text)
 
-    def command(self, keys: Sequence[bytes], *arguments: Argument, packed: tuple[int, memoryview] | None = None) -> Packed:
+    def command(
+        self, keys: Sequence[bytes], *arguments: Argument, packed: tuple[int, memoryview] | None = None
+    ) -> Packed:
         """Return a call as it is sent. `packed` are more arguments: how many, and each as the protocol has it."""
         count, more = packed if packed is not None else (0, b"")
         return [pack("EVALSHA", self.sha, len(keys), *keys, *arguments, more=count), more]

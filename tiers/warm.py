@@ -13,7 +13,7 @@ Back of the envelope, 256 floats and 190 bytes of payload (1.3 KB packed): 1.4-1
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing
 from functools import partial
 from typing import cast
@@ -22,15 +22,14 @@ import numpy as np
 import pyarrow as pa
 from redis.asyncio import Redis
 
-from tiers import codec, packed, record, valkey
+from tiers import codec, record, valkey, warm_rows
 from tiers.alone import find, open_alone, settle
 from tiers.errors import Fenced, OutcomeUnknown, SettingsError, TierCorrupt, TierFull, TierUnavailable
 from tiers.index import Index
 from tiers.record import Bools, Floats, Int64s, Row
 from tiers.tier import NO_SLOT, Location, Places, Query, Receipt, Result, TierName, Usage, Vectors
-from tiers.valkey import Packed
-from tiers.warm_keys import Call, Keys
-from tiers.warm_scripts import EVICT, RAISE, SCRIPTS, STORE, STORE_ON
+from tiers.warm_keys import Keys
+from tiers.warm_scripts import EVICT, RAISE, SCRIPTS, STORE
 from tiers.warm_settings import WarmSettings
 from tiers.worker import SerialExecutor
 
@@ -157,11 +156,11 @@ class WarmMemory:
         calls = list(self._keys.calls(unique["id"].to_pylist(), partition, rows_max))
         together = max(1, PACK_BYTES // (rows_max * row_bytes))
         jobs = [
-            partial(_commands, unique, calls[at : at + together], epochs, first=at == 0)
+            partial(warm_rows.commands, unique, calls[at : at + together], epochs, first=at == 0)
             for at in range(0, len(calls), together)
         ]
         async with aclosing(self._packer.ahead(jobs)) as coming:
-            commands = _flat(coming)
+            commands = warm_rows.flat(coming)
             replies: list[bytes] = []
             async for first in commands:
                 replies += await STORE.run_all(self.client, [first])
@@ -210,7 +209,7 @@ class WarmMemory:
         keys = self._keys.rows(places.ids, places.partitions)
         for start in range(0, len(keys), PAGE_ROWS):
             values += await self._values(keys[start : start + PAGE_ROWS])
-        return await self._packer.run(_gathered, values, places, self.shape)
+        return await self._packer.run(warm_rows.gathered, values, places, self.shape)
 
     async def vectors(self, places: Places, *, bounded: bool = True) -> Vectors:  # noqa: ARG002 - one round trip
         """See Tier: one MGET for so many; TierCorrupt for bytes that are not what was stored."""
@@ -232,7 +231,7 @@ class WarmMemory:
     async def retrieve_all(self) -> AsyncIterator[pa.RecordBatch]:
         """Yield every row; `slot` is NO_SLOT."""
         async for page in self._pages():
-            batch = await self._packer.run(_listed, page, await self._values(page), self._keys, self.shape)
+            batch = await self._packer.run(warm_rows.listed, page, await self._values(page), self._keys, self.shape)
             yield batch.append_column("slot", pa.array(np.full(batch.num_rows, NO_SLOT, np.int64)))
 
     async def usage(self) -> Usage:
@@ -286,44 +285,3 @@ class WarmMemory:
         if found is None or row.id.encode() != found[2]:
             raise TierCorrupt(f"the key {key!r} holds the row of another id")
         return row
-
-
-async def _flat(packed: AsyncIterator[list[Packed]]) -> AsyncIterator[Packed]:
-    async for commands in packed:
-        for command in commands:
-            yield command
-
-
-def _commands(unique: pa.RecordBatch, calls: Sequence[Call], epochs: Mapping[int, int], *, first: bool) -> list[Packed]:
-    """Return calls that store these rows, as they are sent; the `first` of a batch may be refused. Any thread."""
-    rows = packed.bulk(packed.pack(unique.take(pa.array(np.concatenate([call.rows for call in calls])))))
-    ends = np.cumsum([0, *(len(call.rows) for call in calls)])
-    return [
-        (STORE if first and not at else STORE_ON).command(
-            call.keys,
-            epochs[call.partition],
-            packed=(len(call.rows), packed.content(rows.slice(ends[at], len(call.rows)))),
-        )
-        for at, call in enumerate(calls)
-    ]
-
-
-def _gathered(values: list[bytes | None], places: Places, shape: pa.Schema) -> tuple[pa.RecordBatch, Bools]:
-    """Return the rows that these values are, where they are of the version asked for. Any thread."""
-    there = np.array([value is not None for value in values], bool)
-    found = packed.unpack([value for value in values if value is not None], shape)
-    asked = places.those(there)
-    if found["id"].to_pylist() != list(asked.ids):
-        raise TierCorrupt("a key holds the row of another id")
-    same = record.versions_of(found) == asked.versions
-    there[there] = same
-    return (found if same.all() else found.filter(pa.array(same))), there
-
-
-def _listed(keys: list[bytes], values: list[bytes | None], names: Keys, shape: pa.Schema) -> pa.RecordBatch:
-    """Return the rows under these keys. Any thread."""
-    found = packed.unpack([value for value in values if value is not None], shape)
-    there = [key for key, value in zip(keys, values, strict=True) if value is not None]
-    if found["id"].cast(pa.binary()).to_pylist() != [names.id_of(key) for key in there]:
-        raise TierCorrupt("a key holds the row of another id")
-    return found

@@ -101,7 +101,7 @@ class Keys:
                 rows = group[start : start + rows_max]
                 owner, at = divmod(int(slot[rows[0]]), self.buckets)
                 tag = self._tag(owner, at)
-                yield Call(owner, [tag + b"!epoch", *(b"%b:%b" % (tag, packed[row]) for row in rows.tolist())], rows)
+                yield Call(owner, [tag + b"!epoch", *[b"%b:%b" % (tag, packed[row]) for row in rows.tolist()]], rows)
 
     def calls_of(self, keys: Iterable[bytes]) -> Iterator[tuple[int, list[bytes]]]:
         """Group keys of rows by bucket: (partition, the epoch's key and theirs)."""

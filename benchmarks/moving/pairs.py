@@ -1,4 +1,4 @@
-"""Scenario `pairs`: each way down, chunk after chunk, in turns with the bare store; then what the tiers hold of a row."""
+"""Scenario `pairs`: each way down, a chunk at a time, in turns with the bare store; then the bytes of a row."""
 
 from __future__ import annotations
 

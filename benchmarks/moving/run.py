@@ -29,12 +29,11 @@ class Size:
     settle_s: float = 90.0
     rate: int = 26_000
     ids: int = 1_500_000  # of the sustained run: each comes again when it has long been in glacier
-    rebuilt: int = 500_000
 
     @classmethod
     def quick(cls) -> Size:
         """Return what takes a minute and a half in all."""
-        return cls(rows=120_000, chunk=20_000, sustained_s=30.0, settle_s=15.0, rate=8_000, ids=120_000, rebuilt=60_000)
+        return cls(rows=120_000, chunk=20_000, sustained_s=30.0, settle_s=15.0, rate=8_000, ids=120_000)
 
 
 class Run:

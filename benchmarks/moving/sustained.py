@@ -113,7 +113,12 @@ def summary(run: Run, samples: Sequence[dict[str, float]]) -> dict[str, Any]:
     took_s = last["wall_s"] - first["wall_s"]
     rates = {
         name: round((last[key] - first[key]) / took_s)
-        for name, key in (("hot", "ingested"), ("warm", "into_warm"), ("cold", "into_cold"), ("glacier", "into_glacier"))
+        for name, key in (
+            ("hot", "ingested"),
+            ("warm", "into_warm"),
+            ("cold", "into_cold"),
+            ("glacier", "into_glacier"),
+        )
     }
     rows = int(last["ingested"] - first["ingested"])
     used = {name: last[f"{name}_s"] - first[f"{name}_s"] for name in ("node", "producer", "kafka", "valkey")}
@@ -128,7 +133,9 @@ def summary(run: Run, samples: Sequence[dict[str, float]]) -> dict[str, Any]:
         "promises": [
             promise("through all four tiers, the slowest", min(rates.values()), ">=", RATE, "rows/s"),
             promise("rows on their way, last third / the one before", _grown(on_way), "<=", GROWTH),
-            promise("age of the newest row applied, median of the last third / the one before", _grown(lags), "<=", 1.5),
+            promise(
+                "age of the newest row applied, median of the last third / the one before", _grown(lags), "<=", 1.5
+            ),
             promise("memory of the node, last third / the one before", _grown(memory), "<=", GROWTH),
         ],
     }
