@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 
 import msgspec
+import numpy as np
 import pyarrow as pa
 import structlog
 
@@ -29,7 +30,7 @@ log = structlog.get_logger()
 class MoveSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """`rows_max` rows move together; `lane_jobs_max` moves wait in a partition's lane."""
 
-    rows_max: int = 1_000
+    rows_max: int = 4_096
     lane_jobs_max: int = 64
     upkeep_ms: int = 500
     compact_rows: int = 4_096
@@ -77,10 +78,12 @@ class Demote:
         if number not in {*TierName}:
             raise InvalidRecord("tier", f"there is no tier {number}")
         source = TierName(number)
-        ids, versions = batch["id"].to_pylist(), batch["version"].to_pylist()
-        keep = [at for at, key in enumerate(zip(ids, versions, strict=True)) if self._still(source, partition, *key)]
+        ids, versions = batch["id"].to_pylist(), batch["version"].to_numpy()
+        known = self._index.placed(ids)
+        newest = known.known & (known.version == versions)
+        keep = np.flatnonzero(newest & (known.home == source) & (known.partition == partition))
         rows = policy.Columns(
-            version=batch["version"].to_numpy()[keep],
+            version=versions[keep],
             age_ms=batch["age_ms"].to_numpy()[keep],
             idle_ms=batch["idle_ms"].to_numpy()[keep],
             heat=batch["heat"].to_numpy()[keep],
@@ -88,10 +91,11 @@ class Demote:
         self.results["stale"] += len(ids) - len(keep)
         reason = batch["reason"][0].as_py()
         if source is TierName.HOT:
-            copied = [one for one, version in zip(ids, versions, strict=True) if self._copied(one, version)]
-            self._evict_copies(copied, reason)
+            copied = np.flatnonzero(newest & (known.copy != NO_COPY)).tolist()
+            self._evict_copies([ids[at] for at in copied], reason)
         for move in policy.plan(source, rows, reason, usages, self._rules):
-            keys = [(ids[keep[at]], versions[keep[at]]) for at in move.rows.tolist()]
+            at = keep[move.rows]
+            keys = list(zip([ids[each] for each in at.tolist()], versions[at].tolist(), strict=True))
             # Into glacier together, as they were proposed: a file a move. Bounded by age.rows_max.
             rows_max = len(keys) if move.target is TierName.GLACIER else self._settings.rows_max
             for start in range(0, len(keys), rows_max):
@@ -101,11 +105,3 @@ class Demote:
                 self.results["planned" if taken else "dropped"] += len(part)
                 if not taken:
                     self.dropped += len(part)
-
-    def _still(self, tier: TierName, partition: int, identifier: str, version: int) -> bool:
-        entry = self._index.find(identifier)
-        return entry is not None and (entry.version, entry.home, entry.partition) == (version, tier, partition)
-
-    def _copied(self, identifier: str, version: int) -> bool:
-        entry = self._index.find(identifier)
-        return entry is not None and entry.version == version and entry.copy != NO_COPY

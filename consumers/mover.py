@@ -10,7 +10,8 @@ somewhere without being a home is in the index's queue until its eviction is ans
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Protocol
 
 import numpy as np
@@ -25,8 +26,9 @@ from producers.tracing import OFF, Tracing, Work
 from tiers import record
 from tiers.errors import TierCorrupt, TierFull, TierUnavailable
 from tiers.index import Index
-from tiers.record import Int64s
-from tiers.tier import NO_SLOT, Location, Receipt, Tier, TierName
+from tiers.queue import Group, Queue
+from tiers.record import Bools, Floats, Int64s
+from tiers.tier import Location, Places, Receipt, Tier, TierName
 
 log = structlog.get_logger()
 
@@ -78,7 +80,7 @@ class Mover:
     ) -> int:
         """Demote these (id, version) if they are still at home in `source`; returns how many moved."""
         sources = self._at_home(source, keys)
-        if not sources:
+        if not len(sources):
             return 0
         parents = self._traced(partition, sources) if self._tracing.on else ()
         facts = move_facts(partition, source.word, target.word, reason)
@@ -86,34 +88,36 @@ class Mover:
             return await self._move(partition, source, target, reason, sources, work)
 
     async def _move(
-        self, partition: int, source: TierName, target: TierName, reason: str, sources: list[Location], work: Work
+        self, partition: int, source: TierName, target: TierName, reason: str, sources: Places, work: Work
     ) -> int:
-        began, step = time.perf_counter(), self._tracing.step
-        pending = [Location(where.id, where.version, partition, NO_SLOT) for where in sources]
-        pending = [where for where in pending if self._index.queue.add(target, where)]
+        began, step, queue = time.perf_counter(), self._tracing.step, self._index.queue
+        pending = queue.enter(target, partition, sources.without_slots())
         try:
             with step("read", tier=source.word, rows=len(sources)):
                 batch, sources = await self._read(source, sources)
-            if not sources:
-                self._unqueue(target, pending)
+            if not len(sources):
+                queue.leave(pending)
                 return 0
             with step("store", tier=target.word, rows=batch.num_rows, bytes=batch.nbytes):
                 receipt = await self._tiers[target].store(batch)
         except (TierFull, TierUnavailable) as error:  # by their contract nothing was stored
-            self._unqueue(target, pending)
+            queue.leave(pending)
             self.counts.refused[source.word, target.word, type(error).__name__] += 1
             raise
+        except BaseException:
+            queue.part(pending)
+            raise
         assert np.array_equal(receipt.versions, receipt.held), "a tier below held a newer version than the index knew"
-        stored = _stored(receipt, partition)
-        for where in stored:
-            self._index.queue.add(target, where)
-        if target != TierName.WARM:  # warm's rows have no slot: pending and stored are the same key
-            self._unqueue(target, [*pending, *(Location(at.id, at.version, partition) for at in stored)])
-        with step("announce", rows=len(receipt.ids)):
+        landed = self._landed(pending, receipt)
+        with _kept(queue, landed), step("announce", rows=len(landed.places)):
             at_ms = await self._changes.publish(partition, source, target, reason, receipt.ids, receipt.versions)
-        moved = self._rewrite_home(source, target, batch, receipt, stored, sources, reason, at_ms)
-        with step("evict", tier=source.word, rows=len(sources)):
-            evicted = await self._evict(source, sources, receipt)
+        same = self._rewrite_home(source, landed, record.vectors_of(batch), reason, at_ms)
+        leaving = queue.enter(source, partition, sources.those(same & (source != TierName.HOT)))
+        with _kept(queue, leaving), step("evict", tier=source.word, rows=len(sources)):
+            evicted = await self._evict_dead(source, sources, receipt)
+        queue.leave(leaving)
+        queue.remove_all(source, partition, sources)
+        moved = int(same.sum())
         work.note(rows=moved, bytes=batch.nbytes)
         self.moved[source.word, target.word] = self.moved.get((source.word, target.word), 0) + moved
         took_s = time.perf_counter() - began
@@ -126,64 +130,62 @@ class Mover:
             await self._keep(partition, batch)
         return moved
 
-    def _traced(self, partition: int, sources: Sequence[Location]) -> list[SpanContext]:
+    def _traced(self, partition: int, sources: Places) -> list[SpanContext]:
         """Return the traces in which these rows were applied, as far as they are remembered."""
-        versions = np.array([where.version for where in sources], np.int64)
-        return self._tracing.remembered.of(partition, record.offsets(versions).tolist())
+        return self._tracing.remembered.of(partition, record.offsets(sources.versions).tolist())
 
-    def _at_home(self, tier: TierName, keys: Sequence[tuple[str, int]]) -> list[Location]:
-        found: list[Location] = []
-        for identifier, version in dict.fromkeys(keys):
-            entry = self._index.find(identifier)
-            if entry is not None and entry.version == version and entry.home == tier:
-                found.append(Location(identifier, version, entry.partition, entry.slot))
-        return found
+    def _at_home(self, tier: TierName, keys: Sequence[tuple[str, int]]) -> Places:
+        ids, versions = zip(*dict.fromkeys(keys), strict=True) if keys else ((), ())
+        return self._index.homes_of(tier, ids, np.array(versions, np.int64))
 
-    async def _read(self, source: TierName, sources: list[Location]) -> tuple[pa.RecordBatch, list[Location]]:
+    async def _read(self, source: TierName, sources: Places) -> tuple[pa.RecordBatch, Places]:
         """Return the rows as a batch; one that was superseded since (hot drops it at once) is left out.
 
         TierCorrupt when the index says that a row is at home and the tier does not have it.
         """
-        rows = await self._tiers[source].get(sources)
-        lost = [w.id for row, w in zip(rows, sources, strict=True) if row is None and self._is_home(source, w)]
-        if lost:
-            raise TierCorrupt(f"{source.word} has lost {len(lost)} rows that are at home there, {lost[0]!r} first")
-        kept = [(row, where) for row, where in zip(rows, sources, strict=True) if row is not None]
-        return record.to_batch([row for row, _ in kept], self._shape), [where for _, where in kept]
+        batch, there = await self._tiers[source].gather(sources)
+        if not there.all():
+            gone = sources.those(~there)
+            lost = gone.those(self._index.at_home(source, gone))
+            if len(lost):
+                raise TierCorrupt(
+                    f"{source.word} has lost {len(lost)} rows that are at home there, {lost.ids[0]!r} first"
+                )
+        return batch, sources.those(there)
 
-    def _rewrite_home(
-        self,
-        source: TierName,
-        target: TierName,
-        batch: pa.RecordBatch,
-        receipt: Receipt,
-        stored: list[Location],
-        sources: list[Location],
-        reason: str,
-        at_ms: int,
-    ) -> int:
-        """One loop step: the target rows become homes, the source rows become queued."""
-        vectors = record.vectors_of(batch)
-        same = self._index.relocate(target, receipt.ids, receipt.versions, receipt.slots, vectors, reason, at_ms)
-        for at in np.flatnonzero(same).tolist():
-            self._index.queue.remove(target, stored[at])
-            if source != TierName.HOT:
-                self._index.queue.add(source, sources[at])
+    def _landed(self, pending: Group, receipt: Receipt) -> Group:
+        """One loop step: the target rows that were queued before they had a slot are queued where they lie."""
+        queue, tier, partition = self._index.queue, pending.tier, pending.partition
+        partitions = np.full(len(receipt.ids), partition)
+        stored = Places(receipt.ids, receipt.versions, partitions, receipt.slots)
+        queue.leave(pending)
+        if tier != TierName.WARM:  # warm's rows have no slot: what a former try of this move left has the same key
+            queue.remove_all(tier, partition, stored.without_slots())
+        return queue.enter(tier, partition, stored)
+
+    def _rewrite_home(self, source: TierName, landed: Group, vectors: Floats, reason: str, at_ms: int) -> Bools:
+        """One loop step: the target rows become homes, but for those superseded meanwhile: they stay queued."""
+        queue, stored, target, partition = self._index.queue, landed.places, landed.tier, landed.partition
+        same = self._index.relocate(target, stored.ids, stored.versions, stored.slots, vectors, reason, at_ms)
+        queue.leave(landed)
+        queue.remove_all(target, partition, stored.those(same))
+        for where in stored.those(~same):
+            queue.add(target, where)
         if source == TierName.HOT:
-            self._watermarks[sources[0].partition].settle(record.offsets(receipt.versions[same]))
-        return int(same.sum())
+            self._watermarks[partition].settle(record.offsets(stored.versions[same]))
+        return same
 
     async def _evict(self, tier: TierName, keys: Sequence[Location], receipt: Receipt | None) -> int:
-        """Evict rows that are no home, and take them out of the queue once answered.
-
-        Looked at again here, in the lane: a row that has become the home meanwhile only leaves the queue (R3).
-        """
-        gone = [where for where in keys if not self._is_home(tier, where)]
-        evicted = 0
-        if gone:
-            evicted = await self._tiers[tier].evict(gone, receipt)
+        """Evict rows that are no home, and take them out of the queue once answered."""
+        evicted = await self._evict_dead(tier, keys, receipt)
         self._unqueue(tier, keys)
         return evicted
+
+    async def _evict_dead(self, tier: TierName, keys: Sequence[Location], receipt: Receipt | None) -> int:
+        """Evict rows that are no home; looked at here, in the lane: one may have become the home meanwhile (R3)."""
+        places = Places.of(keys)
+        gone = places.those(~self._index.at_home(tier, places))
+        return await self._tiers[tier].evict(gone, receipt) if len(gone) else 0
 
     def _is_home(self, tier: TierName, where: Location) -> bool:
         entry = self._index.find(where.id)
@@ -258,10 +260,11 @@ class Mover:
         return found
 
 
-def _stored(receipt: Receipt, partition: int) -> list[Location]:
-    """Return where the rows of a receipt lie now."""
-    slots = receipt.slots.tolist()
-    return [
-        Location(identifier, version, partition, slot)
-        for identifier, version, slot in zip(receipt.ids, receipt.versions.tolist(), slots, strict=True)
-    ]
+@contextmanager
+def _kept(queue: Queue, group: Group) -> Iterator[None]:
+    """Leave the rows of a group to whoever evicts what is queued, if the block does not end well."""
+    try:
+        yield
+    except BaseException:
+        queue.part(group)
+        raise

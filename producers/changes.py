@@ -32,7 +32,7 @@ class Changes:
     ) -> int:
         """Announce that these rows' home (copy) went from `source` to `target`; returns its time in ms."""
         at_ms = self._now_ms()
-        texts = [record.version_text(version) for version in versions.tolist()]
+        texts = record.version_texts(versions)
         sent = []
         for start in range(0, len(ids), IDS_MAX):
             change = events.Change(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import compress
 
 import numpy as np
 import pyarrow as pa
@@ -29,10 +30,14 @@ class Choice:
     def receipt(self, tier: TierName, winner_slots: Int64s, proof: str) -> Receipt:
         """Return the receipt for every distinct id of the batch, once the winners are durable."""
         ids, versions = self.batch["id"].to_pylist(), record.versions_of(self.batch)
-        new = dict(zip(self.winners["id"].to_pylist(), winner_slots.tolist(), strict=True))
-        slots = np.array([new[i] if i in new else self.held[i][1] for i in ids], np.int64)
-        held = np.array([v if i in new else self.held[i][0] for i, v in zip(ids, versions.tolist(), strict=True)])
-        return Receipt(tier, ids, versions, slots, held.astype(np.int64), proof)
+        if not self.held:
+            return Receipt(tier, ids, versions, winner_slots, versions, proof)
+        kept = np.array([identifier in self.held for identifier in ids], bool)
+        slots, held = np.empty(len(ids), np.int64), versions.copy()
+        slots[~kept] = winner_slots
+        there = [self.held[identifier] for identifier in compress(ids, kept.tolist())]
+        held[kept], slots[kept] = np.array(there, np.int64).reshape(-1, 2).T
+        return Receipt(tier, ids, versions, slots, held, proof)
 
 
 def choose(index: Index, tier: TierName, batch: pa.RecordBatch) -> Choice:
@@ -40,11 +45,11 @@ def choose(index: Index, tier: TierName, batch: pa.RecordBatch) -> Choice:
     unique = record.newest(batch)
     held: dict[str, tuple[int, int]] = {}
     write = np.ones(unique.num_rows, bool)
-    versions = record.versions_of(unique)
-    for at, identifier in enumerate(unique["id"].to_pylist()):
-        highest = max(index.held(tier, identifier), default=None)
+    ids, versions = unique["id"].to_pylist(), record.versions_of(unique)
+    for at in np.flatnonzero(index.holding(tier, ids)).tolist():
+        highest = max(index.held(tier, ids[at]), default=None)
         if highest is not None and highest[0] >= versions[at]:
-            held[identifier], write[at] = highest, False
+            held[ids[at]], write[at] = highest, False
     winners = unique if write.all() else unique.filter(pa.array(write))
     return Choice(unique, winners, held)
 

@@ -17,9 +17,7 @@ from typing import Any
 import google_crc32c
 import msgspec
 import numpy as np
-import pyarrow as pa
 
-from tiers import record
 from tiers.errors import TierCorrupt
 from tiers.record import Floats, Row
 
@@ -30,7 +28,7 @@ MAGIC_FORMAT = MAGIC + bytes([FORMAT])
 DELETED, EXPIRES = 1, 2
 VERSION_AT = 8  # bytes from the start of a packed row to its version, int64 little-endian
 
-_encode_attributes = msgspec.msgpack.Encoder().encode
+encode_attributes = msgspec.msgpack.Encoder().encode
 _decode_attributes = msgspec.msgpack.Decoder(dict[str, Any]).decode
 
 
@@ -38,7 +36,7 @@ def encode(row: Row) -> bytes:
     """Return the packed form of one row."""
     identifier = row.id.encode()
     vector = b"" if row.vector is None else np.ascontiguousarray(row.vector, "<f4").tobytes()
-    attributes = _encode_attributes(row.attributes) if row.attributes else b""
+    attributes = encode_attributes(row.attributes) if row.attributes else b""
     flags = (DELETED if row.deleted else 0) | (EXPIRES if row.expires_at is not None else 0)
     head = HEADER.pack(
         MAGIC,
@@ -54,11 +52,6 @@ def encode(row: Row) -> bytes:
     )
     body = b"".join((head, identifier, vector, attributes, row.payload))
     return body + CRC.pack(google_crc32c.value(body))
-
-
-def encode_batch(batch: pa.RecordBatch) -> list[bytes]:
-    """Return the packed form of every row of the batch."""
-    return [encode(row) for row in record.rows_of(batch)]
 
 
 def decode_vector(packed: bytes, identifier: str, version: int) -> Floats | None:

@@ -21,13 +21,13 @@ import msgspec
 import numpy as np
 import pyarrow as pa
 
-from tiers import codec, record
+from tiers import packed, record
 from tiers.alone import choose, find, open_alone, settle
 from tiers.cold_rows import PAGE_ROWS, ColdRows
 from tiers.errors import ServiceMissing, SettingsError
 from tiers.index import Index
 from tiers.listed import Known
-from tiers.record import Int64s, Row
+from tiers.record import Bools, Int64s, Row
 from tiers.tier import Location, Places, Query, Receipt, Result, TierName, Usage, Vectors
 from tiers.worker import SerialExecutor
 
@@ -127,9 +127,9 @@ class ColdMemory:
             choice = choose(self.index, self.name, batch)
             winners, slots = choice.winners, np.empty(0, np.int64)
             if winners.num_rows:
-                packed = await self._readers.run(codec.encode_batch, winners)  # while another lane's rows are written
+                rows = await self._readers.run(packed.pack, winners)  # while another lane's rows are written
                 partition = record.partitions(winners["id"], self.partitions)
-                slots = await self._writer.run(self._rows.add, winners, partition, packed)
+                slots = await self._writer.run(self._rows.add, winners, partition, rows)
             receipt = choice.receipt(self.name, slots, PROOF)
             if self._alone:
                 await settle(self, self.index, self.partitions, receipt, batch)
@@ -137,7 +137,7 @@ class ColdMemory:
 
     async def evict(self, keys: Sequence[Location], receipt: Receipt | None) -> int:  # noqa: ARG002 - see Tier
         """See Tier: one transaction; a key whose slot holds another id or version drops nothing."""
-        return await self._writer.run(self._rows.remove, keys) if keys else 0
+        return await self._writer.run(self._rows.remove, Places.of(keys)) if len(keys) else 0
 
     async def clear(self) -> None:
         """See Tier."""
@@ -153,12 +153,18 @@ class ColdMemory:
             rows[at] = row
         return rows
 
+    async def gather(self, places: Places) -> tuple[pa.RecordBatch, Bools]:
+        """See Tier. Rows that the side file cannot show are read by `get`, which looks in DuckDB."""
+        batch, there = await self._readers.run(self._rows.gather, places)
+        if there.all():
+            return batch, there
+        return record.present(await self.get(places), self.shape)
+
     async def vectors(self, places: Places, *, spent: int | None = 0) -> Vectors:  # noqa: ARG002 - all are near at hand
         """See Tier."""
         found, doubtful = await self._readers.run(self._rows.vectors, places)
         if doubtful:
-            locations = places.locations()
-            rows = await self._recover([locations[at] for at in doubtful])
+            rows = await self._recover([places[at] for at in doubtful])
             for at, row in zip(doubtful, rows, strict=True):
                 found[at] = row.vector if row is not None else None
         return Vectors(found)

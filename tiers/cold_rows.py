@@ -8,19 +8,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import suppress
+from itertools import compress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 import structlog
 
-from tiers import codec, record
+from tiers import codec, packed, record
 from tiers.cold_table import Table
 from tiers.errors import OutcomeUnknown, TierCorrupt, TierFull, TierUnavailable
 from tiers.listed import Known, all_known
-from tiers.record import Floats, Int64s, Row
+from tiers.record import Bools, Floats, Int64s, Row
 from tiers.side import SideFile
 from tiers.tier import Location, Places, Usage
 
@@ -36,7 +38,7 @@ class ColdRows:
     """Opens both in `settings.path` and appends to the side file what it lacks."""
 
     def __init__(self, settings: ColdSettings, shape: pa.Schema) -> None:
-        self._limits = settings
+        self._limits, self._shape = settings, shape
         directory = Path(settings.path)
         self._table = Table(directory, shape, memory_limit_mb=settings.memory_limit_mb, threads=settings.threads)
         try:
@@ -54,7 +56,7 @@ class ColdRows:
         lost = 0
         for start in range(0, len(missing), PAGE_ROWS):
             batch = self._table.pick(missing[start : start + PAGE_ROWS])
-            lost += self._side.append(batch["slot"].to_numpy(), codec.encode_batch(batch))
+            lost += self._side.append(batch["slot"].to_numpy(), packed.pack(batch))
         self._side.shrink()
         if len(missing):
             log.info("side.rebuilt", rows=len(missing), lost=lost)
@@ -75,10 +77,13 @@ class ColdRows:
 
     # -- writing -----------------------------------------------------------------------------------------------------
 
-    def add(self, batch: pa.RecordBatch, partitions: npt.NDArray[np.int32], packed: list[bytes]) -> Int64s:
-        """Write rows, durably; returns their slots. TierFull, TierUnavailable, InvalidRecord: nothing was changed."""
+    def add(self, batch: pa.RecordBatch, partitions: npt.NDArray[np.int32], rows: pa.Array) -> Int64s:
+        """Write a batch, `rows` in packed form, durably; returns the slots.
+
+        TierFull, TierUnavailable, InvalidRecord: nothing was changed.
+        """
         self._upkeep()
-        self._make_sure_of_room(batch.num_rows, sum(map(len, packed)))
+        self._make_sure_of_room(batch.num_rows, rows.nbytes)
         slots = np.arange(self._next, self._next + batch.num_rows, dtype=np.int64)
         try:
             self._table.insert(batch, slots, partitions)
@@ -86,12 +91,12 @@ class ColdRows:
             self._unknown = error
             raise
         self._next += batch.num_rows
-        lost = self._side.append(slots, packed)
+        lost = self._side.append(slots, rows)
         if lost:
             log.warning("side.append_failed", rows=lost)
         return slots
 
-    def remove(self, keys: Sequence[Location]) -> int:
+    def remove(self, keys: Places) -> int:
         """Delete exactly these (slot, id, version), durably; returns how many there were."""
         self._upkeep()
         try:
@@ -171,16 +176,27 @@ class ColdRows:
 
     def read(self, locations: Sequence[Location]) -> tuple[list[Row | None], list[int]]:
         """Return rows from the side file, and the positions of those that it cannot show rightly. Any thread."""
-        packed = self._side.read(np.array([where.slot for where in locations], np.int64))
+        held = self._side.read(np.array([where.slot for where in locations], np.int64))
         rows: list[Row | None] = [None] * len(locations)
         doubtful: list[int] = []
-        for at, (where, data) in enumerate(zip(locations, packed, strict=True)):
+        for at, (where, data) in enumerate(zip(locations, held, strict=True)):
             row = None if data is None else checked(data)
             if row is not None and matches(row, where):
                 rows[at] = row
             elif data is not None:
                 doubtful.append(at)
         return rows, doubtful
+
+    def gather(self, places: Places) -> tuple[pa.RecordBatch, Bools]:
+        """Return rows from the side file, and which of them it shows rightly. Any thread."""
+        held = self._side.gather(places.slots)
+        there = packed.whole(held)
+        found = packed.trusted(list(compress(held, there.tolist())), self._shape)
+        asked = places.those(there)
+        same = record.versions_of(found) == asked.versions
+        same &= np.array(pc.equal(found["id"], pa.array(asked.ids, pa.string())), bool)
+        there[there] = same
+        return (found if same.all() else found.filter(pa.array(same))), there
 
     def vectors(self, places: Places) -> tuple[list[Floats | None], list[int]]:
         """Return vectors from the side file, and the positions of those that it cannot show rightly. Any thread."""
@@ -199,10 +215,10 @@ class ColdRows:
     def recover(self, locations: Sequence[Location]) -> list[Row | None]:
         """Return rows from DuckDB, and append again what the side file shows otherwise; TierCorrupt: unreadable."""
         batch = self._table.pick(np.array([where.slot for where in locations], np.int64))
-        slots, packed = batch["slot"].to_numpy(), codec.encode_batch(batch)
-        wrong = [at for at, data in enumerate(self._side.read(slots)) if data != packed[at]]
+        slots, rows = batch["slot"].to_numpy(), packed.pack(batch)
+        wrong = self._otherwise(slots, rows)
         if wrong:
-            lost = self._side.append(slots[wrong], [packed[at] for at in wrong])
+            lost = self._side.append(slots[wrong], rows.take(pa.array(wrong)))
             log.warning("side.repaired", rows=len(wrong), lost=lost)
         by_slot = {slot: record.row_at(batch, at) for at, slot in enumerate(slots.tolist())}
         found = [by_slot.get(where.slot) for where in locations]
@@ -215,8 +231,12 @@ class ColdRows:
     def survey(self, first: int, last: int) -> tuple[pa.RecordBatch, list[int]]:
         """Return the rows of slots first to last, and the positions of those that the side file has otherwise."""
         batch = self._table.between(first, last)
-        held = self._side.read(batch["slot"].to_numpy())
-        return batch, [at for at, row in enumerate(codec.encode_batch(batch)) if row != held[at]]
+        return batch, self._otherwise(batch["slot"].to_numpy(), packed.pack(batch))
+
+    def _otherwise(self, slots: Int64s, rows: pa.Array) -> list[int]:
+        """Return the positions of packed rows that the side file has otherwise."""
+        held = self._side.read(slots)
+        return [at for at, row in enumerate(rows.to_pylist()) if row != held[at]]
 
     def both_slots(self) -> tuple[Int64s, Int64s]:
         """Return the slots of all rows as DuckDB has them, and those that only the side file has; in growing order."""

@@ -15,7 +15,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NoReturn
@@ -30,7 +30,7 @@ from tiers.cold_file import first_line
 from tiers.disk import Disk, fsync
 from tiers.errors import InvalidRecord, IsothermError, OutcomeUnknown, TierCorrupt, TierFull, TierUnavailable
 from tiers.record import Int64s
-from tiers.tier import Location
+from tiers.tier import Places
 
 FULL = tuple(os.strerror(code) for code in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT))
 COPY = "import shutil, sys; shutil.copyfile(sys.argv[1], sys.argv[2])"
@@ -69,15 +69,9 @@ class Table:
         with self._given("incoming", table), self._transaction():
             self._connection.execute("INSERT INTO rows SELECT * FROM incoming")
 
-    def delete(self, keys: Sequence[Location]) -> Int64s:
+    def delete(self, keys: Places) -> Int64s:
         """Delete exactly the rows that have this slot, version and id, in one transaction; returns their slots."""
-        wanted = pa.table(
-            {
-                "slot": pa.array([key.slot for key in keys], pa.int64()),
-                "version": pa.array([key.version for key in keys], pa.int64()),
-                "id": pa.array([key.id for key in keys], pa.string()),
-            }
-        )
+        wanted = pa.table({"slot": keys.slots, "version": keys.versions, "id": pa.array(keys.ids, pa.string())})
         with self._reading(), self._given("wanted", wanted):
             query = "SELECT DISTINCT rows.slot FROM rows JOIN wanted USING (slot, version, id)"
             found = self._connection.sql(query).to_arrow_table()

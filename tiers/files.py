@@ -31,7 +31,7 @@ from tiers.parquet import DataFile, Key, Reader, Style, place
 from tiers.record import Int64s, Row
 from tiers.replay import parse
 from tiers.retired import Retired
-from tiers.rewrite import Bools, Kept, Rewrite, is_small, regroup, small
+from tiers.rewrite import MERGE_FILES, Bools, Kept, Rewrite, is_small, regroup, small
 from tiers.tier import Location
 
 REWRITE_FILES = 4  # that one rewrite takes to drop rows from: some seconds of a lane
@@ -94,6 +94,11 @@ class Files:
             done=self.done,
             requests=self.archive.storage.traffic.counts(),
         )
+
+    def crowded(self, partition: int) -> bool:
+        """Say whether a rewrite of a partition would merge small files unasked."""
+        mine = (file for file in self.archive.files.values() if file.partition == partition)
+        return sum(is_small(file, self._style) for file in mine) >= MERGE_FILES
 
     def together(self, keys: Sequence[Location]) -> list[Location]:
         """Return the rows in the REWRITE_FILES files of which most is to go, and the rows in no file."""

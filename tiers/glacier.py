@@ -32,7 +32,7 @@ from tiers.layout import Layout
 from tiers.listed import Known
 from tiers.parquet import DataFile
 from tiers.recent import Recent
-from tiers.record import Floats, Int64s, Row
+from tiers.record import Bools, Floats, Int64s, Row
 from tiers.rewrite import Rewrite
 from tiers.storage import Storage
 from tiers.takeout import take_out
@@ -172,11 +172,15 @@ class GlacierMemory:
             found[at] = row
         return found
 
+    async def gather(self, places: Places) -> tuple[pa.RecordBatch, Bools]:
+        """See Tier; row by row, since nothing moves out of here but single records on their way up."""
+        return record.present(await self.get(places), self.shape)
+
     async def vectors(self, places: Places, *, spent: int | None = 0) -> Vectors:
         """See Tier. From a bucket at most `search_groups_max` row groups are read, those of the most wanted rows."""
         found: list[Floats | None] = [None] * len(places.ids)
         missing: list[Missing] = []
-        for at, where in enumerate(places.locations()):
+        for at, where in enumerate(places):
             place = self._files.find(where)
             if place is not None:
                 found[at] = self._recent.vector(where)
@@ -222,6 +226,10 @@ class GlacierMemory:
     def together(self, keys: Sequence[Location]) -> list[Location]:
         """Return those of these rows that one rewrite should drop: of a few files, where it is worth most."""
         return self._files.together(keys)
+
+    def crowded(self, partition: int) -> bool:
+        """Say whether a partition has so many small files that a rewrite would merge some."""
+        return self._files.crowded(partition)
 
     async def rewrite(self, partition: int, drop: Sequence[Location], merge_below_rows: int | None = None) -> Rewrite:
         """Drop exactly these rows by rewriting their files, in one commit; the caller moves the others' slots.

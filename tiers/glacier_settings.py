@@ -44,7 +44,7 @@ class GlacierSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     credentials_file: str = ""
     timeout_s: float = 30.0
     row_group_rows: int = 1024
-    file_rows_max: int = 65_536
+    file_rows_max: int = 1_048_576
     file_bytes_max: int = 134_217_728
     compression: str = "zstd"
     level: int = 3

@@ -11,7 +11,7 @@ Back of the envelope, 256 dimensions: 1 KB a vector, 21 bytes of bookkeeping a r
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import NamedTuple
@@ -20,6 +20,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from tiers import record, score
 from tiers.alone import choose, find, open_alone, settle
@@ -29,7 +30,7 @@ from tiers.device import Device
 from tiers.device import choose as choose_device
 from tiers.errors import TierFull
 from tiers.index import Index
-from tiers.record import Floats, Int64s, Row
+from tiers.record import Bools, Floats, Int64s, Row
 from tiers.segment import NEVER
 from tiers.slab import COPIES, FREE, Scans, Slab
 from tiers.tier import Location, Places, Query, Receipt, Result, TierName, Usage, Vectors
@@ -353,7 +354,7 @@ class HotMemory:
     async def vectors(self, places: Places, *, spent: int | None = 0) -> Vectors:  # noqa: ARG002 - all are in memory
         """See Tier; copied, since a slab may be used again before they are scored."""
         if self.device.name != "numpy":
-            return Vectors([None if row is None else row.vector for row in self._fetch(places.locations())])
+            return Vectors([None if row is None else row.vector for row in self._fetch(places)])
         slots = places.slots
         held = self._alive[slots] & ~self._deleted[slots] & (self._version[slots] == places.versions)
         at = np.flatnonzero(held)
@@ -361,7 +362,7 @@ class HotMemory:
         found: list[Floats | None] = [None] * len(slots)
         for position, vector in zip(at.tolist(), taken, strict=True):
             owner = self._slabs[slots[position] // self._rows].partition
-            if owner == places.partitions[position] or self.copies.holds(places.location(position)):
+            if owner == places.partitions[position] or self.copies.holds(places[position]):
                 found[position] = vector
         return Vectors(found)
 
@@ -384,6 +385,32 @@ class HotMemory:
                 found[position] = row if row.id == locations[position].id else None
         return found
 
+    async def gather(self, places: Places) -> tuple[pa.RecordBatch, Bools]:
+        """See Tier; taken from the batches in which the rows came, a run of them without a copy of its own."""
+        slots = places.slots
+        there = self._alive[slots] & (self._version[slots] == places.versions)
+        parts: list[pa.RecordBatch] = []
+        at = np.flatnonzero(there)
+        for run in np.split(at, np.flatnonzero(np.diff(slots[at]) != 1) + 1) if len(at) else ():
+            parts += self._run(int(slots[run[0]]), len(run))
+        batch = pa.concat_batches(parts) if parts else record.to_batch([], self.shape)
+        same = np.array(pc.equal(batch["id"], pa.array(places.those(there).ids, pa.string())), bool)
+        there[at[~same]] = False  # the slot is another id's by now
+        return (batch if same.all() else batch.filter(pa.array(same))), there
+
+    def _run(self, slot: int, count: int) -> Iterator[pa.RecordBatch]:
+        """Yield the rows of so many slots from one on, as slices of what they came in."""
+        while count:
+            slab, row = self._slabs[slot // self._rows], slot % self._rows
+            if slab.partition == COPIES:
+                yield record.to_batch([slab.rows[row]], self.shape)
+                step = 1
+            else:
+                batch, first = slab.find(row)
+                step = min(count, batch.num_rows - first)
+                yield batch.slice(first, step)
+            slot, count = slot + step, count - step
+
     def _holds(self, where: Location) -> bool:
         return bool(self._alive[where.slot] and self._version[where.slot] == where.version)
 
@@ -393,18 +420,23 @@ class HotMemory:
 
     def evict_now(self, keys: Sequence[Location]) -> int:
         """Mark these rows dead in this loop step, and free slabs with no live row left; copies count as superseded."""
-        evicted = self.copies.evict([where.id for where in keys if self.copies.holds(where)], "superseded")
-        for where in keys:
-            slab = self._slabs[where.slot // self._rows]  # it may be another partition's by now, with its versions
-            if slab.partition == where.partition and self._holds(where):
-                self._alive[where.slot] = False
-                evicted += 1
-                self._forget(where.slot // self._rows)
-        return evicted
+        places = Places.of(keys)
+        number = places.slots // self._rows
+        owner = np.fromiter((slab.partition for slab in self._slabs), np.int64, len(self._slabs))[number]
+        copied = places.those(owner == COPIES)
+        evicted = self.copies.evict([where.id for where in copied if self.copies.holds(where)], "superseded")
+        # A slab may be another partition's by now, with its versions.
+        held = (owner == places.partitions) & self._alive[places.slots]
+        held &= self._version[places.slots] == places.versions
+        slots = np.unique(places.slots[held])
+        self._alive[slots] = False
+        for slab, rows in zip(*np.unique(slots // self._rows, return_counts=True), strict=True):
+            self._forget(int(slab), int(rows))
+        return evicted + len(slots)
 
-    def _forget(self, number: int) -> None:
+    def _forget(self, number: int, rows: int) -> None:
         slab = self._slabs[number]
-        slab.live -= 1
+        slab.live -= rows
         if slab.live == 0 and (slab.fill == self._rows or self._open.get(slab.partition) == number):
             if self._open.get(slab.partition) == number:
                 del self._open[slab.partition]

@@ -23,7 +23,7 @@ from tiers.queue import Queue
 from tiers.record import Floats, Int64s
 from tiers.scannable import Coded, Scannable
 from tiers.segment import NO_COPY, SEGMENT_ROWS, Entry, Segment, View
-from tiers.tier import NO_SLOT, Location, TierName
+from tiers.tier import NO_SLOT, Location, Places, TierName
 
 COLUMNAR_IDS = 16  # from here on reading whole columns costs less than row by row
 COMPACT_ROWS = 512  # moved in one loop step: 1.3 ms at 256 dimensions
@@ -90,6 +90,21 @@ class Index:
             same &= segment.slot[rows] == slots[at]
             yield segment, rows[same], slots[at][same]
 
+    def at_home(self, tier: TierName, places: Places) -> npt.NDArray[np.bool_]:
+        """Return which of these physical rows of a tier are the homes of their ids."""
+        numbers = self._entries.numbers(places.ids)
+        home = np.zeros(len(places), bool)
+        for segment, at, rows in self._entries.by_segment(numbers, numbers >= 0):
+            same = (segment.version[rows] == places.versions[at]) & (segment.home[rows] == tier)
+            home[at] = same & (segment.slot[rows] == places.slots[at])
+        return home
+
+    def homes_of(self, tier: TierName, ids: Sequence[str], versions: Int64s) -> Places:
+        """Return where those of these ids are at home that are, in these versions, in a tier."""
+        placed = self._entries.placed(ids)
+        there = placed.known & (placed.version == versions) & (placed.home == tier)
+        return Places(ids, placed.version, placed.partition, placed.slot).those(there)
+
     def row_of(self, identifier: str) -> tuple[Segment, int] | None:
         """Return the segment of an id's entry and its row there, for readers of its columns in this loop step."""
         return self._entries.find(identifier)
@@ -102,6 +117,16 @@ class Index:
     def unknown(self, ids: list[str]) -> bool:
         """Say whether no id is known and none comes twice: then each row is the newest of its id."""
         return self._entries.unknown(ids)
+
+    def holding(self, tier: TierName, ids: Sequence[str]) -> npt.NDArray[np.bool_]:
+        """Return of which ids the tier may hold a row, so that `held` is worth asking."""
+        numbers = self._entries.numbers(ids)
+        found = np.zeros(len(ids), bool)
+        for segment, at, rows in self._entries.by_segment(numbers, numbers >= 0):
+            found[at] = segment.home[rows] == tier
+            if tier == TierName.HOT:
+                found[at] |= segment.copy[rows] != NO_COPY
+        return found | self.queue.lying(tier, ids)
 
     def held(self, tier: TierName, identifier: str) -> list[tuple[int, int]]:
         """Return (version, slot) of every physical row of the id in the tier: home, copy or queued.
@@ -258,15 +283,15 @@ class Index:
         self, tier: TierName, ids: Sequence[str], versions: Int64s, old_slots: Int64s, new_slots: Int64s
     ) -> None:
         """Follow rows that their own tier has moved (a rewritten file): homes and queued rows alike."""
-        for at, (identifier, version) in enumerate(zip(ids, versions.tolist(), strict=True)):
-            old, new = int(old_slots[at]), int(new_slots[at])
-            place = self._entries.find(identifier)
-            if place is not None:
-                segment, row = place
-                if (segment.version[row], segment.home[row], segment.slot[row]) == (version, tier, old):
-                    segment.slot[row] = new
-                    continue
-            self.queue.follow(tier, identifier, version, old, new)
+        numbers = self._entries.numbers(ids)
+        moved = np.zeros(len(ids), bool)
+        for segment, at, rows in self._entries.by_segment(numbers, numbers >= 0):
+            same = (segment.version[rows] == versions[at]) & (segment.home[rows] == tier)
+            same &= segment.slot[rows] == old_slots[at]
+            segment.slot[rows[same]] = new_slots[at[same]]
+            moved[at] = same
+        for left in np.flatnonzero(~moved).tolist():
+            self.queue.follow(tier, ids[left], int(versions[left]), int(old_slots[left]), int(new_slots[left]))
 
     def place_copy(self, identifier: str, version: int, slot: int) -> Entry | None:
         """Note a copy in hot of a record whose home is below, and return its entry.

@@ -81,7 +81,7 @@ class Style:
     compression: str
     level: int
     group_bytes: int = 1 << 24
-    file_rows: int = 65_536
+    file_rows: int = 1_048_576
     file_bytes: int = 1 << 27
 
 

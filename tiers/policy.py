@@ -82,14 +82,17 @@ def due(tier: TierName, rows: Columns, pressed: int, settings: PolicySettings) -
     """
     if tier is TierName.HOT:
         old = rows.age_ms >= settings.hot_age_s * 1000
-        order = np.argsort(rows.version, kind="stable")
     else:
         idle_s = settings.warm_idle_s if tier is TierName.WARM else settings.cold_idle_s
         old = rows.idle_ms >= idle_s * 1000
-        order = np.lexsort((rows.version, -rows.idle_ms, rows.heat))
-    rank = np.empty(len(order), np.intp)
-    rank[order] = np.arange(len(order))
-    leave = order[(old | (rank < pressed))[order]]
+    # Without pressure only what is old is put in order: most rows stay, and there may be a million of them.
+    some = np.arange(len(old)) if pressed > 0 else np.flatnonzero(old)
+    if tier is TierName.HOT:
+        order = np.argsort(rows.version[some], kind="stable")
+    else:
+        order = np.lexsort((rows.version[some], -rows.idle_ms[some], rows.heat[some]))
+    leave = some[order]
+    leave = leave[old[leave] | (np.arange(len(leave)) < pressed)]
     return leave, ~old[leave]
 
 

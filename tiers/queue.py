@@ -2,14 +2,21 @@
 
 A key is (tier, id, version, slot). A row about to be created by a move is queued first, with NO_SLOT, and gets its
 slot from the receipt. In memory only: the rebuild at start finds every such row again.
+
+The rows of a move under way are queued together, as a group: two dictionaries a row would cost more than the move. A
+group becomes single rows where one of them is treated on its own, and where its move does not end well.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
-from tiers.tier import NO_SLOT, Location, TierName
+import numpy as np
+import numpy.typing as npt
+
+from tiers.tier import NO_SLOT, Location, Places, TierName
 
 
 class Key(NamedTuple):
@@ -21,40 +28,75 @@ class Key(NamedTuple):
     slot: int
 
 
+class Group:
+    """Rows of one tier and partition, of distinct ids."""
+
+    def __init__(self, tier: TierName, partition: int, places: Places) -> None:
+        self.tier, self.partition, self.places = tier, partition, places
+        self.lies = bool((places.slots != NO_SLOT).any())
+        self._at = dict(zip(places.ids, range(len(places)), strict=True))
+
+    def overlaps(self, ids: Iterable[str]) -> bool:
+        """Say whether a row of one of these ids is here."""
+        return not self._at.keys().isdisjoint(ids)
+
+    def key(self, identifier: str) -> Key | None:
+        """Return the row of this id."""
+        at = self._at.get(identifier)
+        if at is None:
+            return None
+        return Key(self.tier, identifier, int(self.places.versions[at]), int(self.places.slots[at]))
+
+
 class Queue:
     """Queued rows by partition, and by id for the questions that R4 and R5 ask."""
 
     def __init__(self) -> None:
         self._by_partition: defaultdict[int, dict[Key, Location]] = defaultdict(dict)
         self._by_id: defaultdict[str, dict[Key, None]] = defaultdict(dict)
+        self._of_tier: Counter[TierName] = Counter()  # rows that are in no group
+        self._groups: list[Group] = []  # at most two a lane: what a move writes, and what it leaves
 
     def __len__(self) -> int:
-        return sum(map(len, self._by_partition.values()))
+        return sum(map(len, self._by_partition.values())) + sum(len(group.places) for group in self._groups)
+
+    # -- row by row --------------------------------------------------------------------------------------------------
 
     def add(self, tier: TierName, where: Location) -> bool:
         """Queue a row; says whether it was not queued before."""
         key = Key(tier, where.id, where.version, where.slot)
-        if key in self._by_partition[where.partition]:
+        if key in self._by_partition[where.partition] or any(g.key(where.id) == key for g in self._groups):
             return False
+        self._add(key, where)
+        return True
+
+    def _add(self, key: Key, where: Location) -> None:
         self._by_partition[where.partition][key] = where
         self._by_id[where.id][key] = None
-        return True
+        self._of_tier[key.tier] += 1
 
     def remove(self, tier: TierName, where: Location) -> None:
         """Take a row out: its eviction is answered, or it has become the home."""
         key = Key(tier, where.id, where.version, where.slot)
-        self._by_partition[where.partition].pop(key, None)
-        if where.id in self._by_id:
-            self._by_id[where.id].pop(key, None)
-            if not self._by_id[where.id]:
-                del self._by_id[where.id]
+        for group in [group for group in self._groups if group.key(where.id) == key]:
+            self.part(group)
+        if self._by_partition[where.partition].pop(key, None) is None:
+            return
+        self._of_tier[tier] -= 1
+        del self._by_id[where.id][key]
+        if not self._by_id[where.id]:
+            del self._by_id[where.id]
 
     def of(self, identifier: str) -> list[Key]:
         """Return what is queued of an id."""
-        return list(self._by_id.get(identifier, ()))
+        grouped = (group.key(identifier) for group in self._groups)
+        return list(dict.fromkeys([*self._by_id.get(identifier, ()), *(key for key in grouped if key is not None)]))
 
     def list(self, partition: int, tier: TierName, limit: int) -> list[Location]:
-        """Return up to `limit` queued rows of a partition in a tier, oldest first; rows without a slot wait."""
+        """Return up to `limit` queued rows of a partition in a tier, oldest first; rows without a slot wait.
+
+        Those of a move under way are its own to evict.
+        """
         found: list[Location] = []
         for key, where in self._by_partition[partition].items():
             if key.tier == tier and (where.slot != NO_SLOT or tier == TierName.WARM):
@@ -65,13 +107,61 @@ class Queue:
 
     def count(self, partition: int, tier: TierName) -> int:
         """Return how many rows of a partition are queued in a tier."""
-        return sum(1 for key in self._by_partition[partition] if key.tier == tier)
+        grouped = sum(len(group.places) for group in self._of(partition, tier))
+        return grouped + sum(key.tier == tier for key in self._by_partition[partition])
 
     def follow(self, tier: TierName, identifier: str, version: int, old_slot: int, new_slot: int) -> None:
         """Take note that a queued row has another slot now: its file was rewritten."""
         key = Key(tier, identifier, version, old_slot)
+        for group in [group for group in self._groups if group.key(identifier) == key]:
+            self.part(group)
         if key not in self._by_id.get(identifier, ()):
             return
         where = next(rows[key] for rows in self._by_partition.values() if key in rows)
         self.remove(tier, where)
         self.add(tier, Location(identifier, version, where.partition, new_slot))
+
+    # -- many together -----------------------------------------------------------------------------------------------
+
+    def enter(self, tier: TierName, partition: int, places: Places) -> Group:
+        """Queue the rows of a move that is under way, of distinct ids; nothing for each of them."""
+        group = Group(tier, partition, places)
+        self._groups.append(group)
+        return group
+
+    def leave(self, group: Group) -> None:
+        """Take the rows of a group out, even if some were treated one by one meanwhile."""
+        if group in self._groups:
+            self._groups.remove(group)
+        else:
+            self.remove_all(group.tier, group.partition, group.places)
+
+    def part(self, group: Group) -> None:
+        """Let the rows of a group be rows like others: they wait for whoever evicts what is queued."""
+        if group in self._groups:
+            self._groups.remove(group)
+            for where in group.places:
+                key = Key(group.tier, where.id, where.version, where.slot)
+                if key not in self._by_partition[where.partition]:
+                    self._add(key, where)
+
+    def remove_all(self, tier: TierName, partition: int, places: Places) -> None:
+        """Take rows of a partition out, where they are queued at all."""
+        for group in list(self._of(partition, tier)):
+            if group.overlaps(places.ids):
+                self.part(group)
+        if self._of_tier[tier]:
+            for where in places:
+                self.remove(tier, where)
+
+    def lying(self, tier: TierName, ids: Sequence[str]) -> npt.NDArray[np.bool_]:
+        """Return of which ids a row may be queued that lies in a tier; one that has no slot yet does not."""
+        found = np.zeros(len(ids), bool)
+        known = [group for group in self._groups if group.tier == tier and group.lies and group.overlaps(ids)]
+        if known or self._of_tier[tier]:
+            of = self.of
+            found[:] = [bool(of(identifier)) for identifier in ids]
+        return found
+
+    def _of(self, partition: int, tier: TierName) -> Iterator[Group]:
+        return (group for group in self._groups if (group.partition, group.tier) == (partition, tier))

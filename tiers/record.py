@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from tiers.errors import InvalidRecord
 from tiers.ids import partition as partition  # noqa: PLC0414 - part of what a record is, for all who have one
@@ -30,6 +31,7 @@ from tiers.ids import partitions as partitions  # noqa: PLC0414
 
 Int64s = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float32]
+Bools = npt.NDArray[np.bool_]
 
 ID_BYTES_MAX = 512
 PAYLOAD_BYTES_MAX = 256 * 1024
@@ -107,6 +109,15 @@ def offsets(versions: Int64s) -> Int64s:
 def version_text(version: int) -> str:
     """Return the version as "epoch.offset.row": browsers lose 64-bit integers."""
     return ".".join(map(str, unpack_version(version)))
+
+
+def version_texts(versions: Int64s) -> list[str]:
+    """Return `version_text` of many."""
+    parts = (versions >> (OFFSET_BITS + ROW_BITS), offsets(versions), versions & ROW_MAX)
+    texts: list[str] = pc.binary_join_element_wise(
+        *(pa.array(part).cast(pa.string()) for part in parts), "."
+    ).to_pylist()
+    return texts
 
 
 def parse_version(text: str) -> int:
@@ -251,6 +262,12 @@ def to_batch(rows: Sequence[Row], shape: pa.Schema) -> pa.RecordBatch:
         ],
         schema=shape,
     )
+
+
+def present(rows: Sequence[Row | None], shape: pa.Schema) -> tuple[pa.RecordBatch, npt.NDArray[np.bool_]]:
+    """Return the rows that are there as one batch, and which those are."""
+    found = [row for row in rows if row is not None]
+    return to_batch(found, shape), np.array([row is not None for row in rows], bool)
 
 
 def attribute_array(values: Iterable[Mapping[str, Any]], kind: pa.StructType) -> pa.Array:

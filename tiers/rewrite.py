@@ -20,7 +20,8 @@ Bools = npt.NDArray[np.bool_]
 Batches = Callable[[DataFile, list[str] | None], Iterable[tuple[int, pa.RecordBatch]]]
 
 MERGE_FILES = 16  # small files of a partition that a rewrite takes along unasked; bounds their number
-MERGED_MAX = 2  # of the largest file's rows and bytes: what one rewrite merges at most
+MERGED_MAX = 2  # of the largest file's rows and bytes: what one rewrite merges at most when asked;…
+MERGED_UNASKED = 1  # …else into one file, which leaves no small rest
 KEYS = ["id", "version"]  # the columns that tell rows apart
 
 
@@ -127,11 +128,12 @@ def small(files: Sequence[DataFile], below_rows: int | None, style: Style) -> li
     fit = [file for file in files if (is_small(file, style) if below_rows is None else file.rows < below_rows)]
     if len(fit) < (MERGE_FILES if below_rows is None else 2):
         return []
+    most = MERGED_UNASKED if below_rows is None else MERGED_MAX
     chosen: list[DataFile] = []
     rows = size = 0
     for file in sorted(fit, key=lambda file: (file.rows, file.number)):
         rows, size = rows + file.rows, size + file.bytes
-        if rows > MERGED_MAX * style.file_rows or size > MERGED_MAX * style.file_bytes:
+        if rows > most * style.file_rows or size > most * style.file_bytes:
             break
         chosen.append(file)
     return chosen if len(chosen) > 1 else []

@@ -22,13 +22,15 @@ from __future__ import annotations
 
 import os
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 import google_crc32c
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 
+from tiers import packed
 from tiers.record import Int64s
 from tiers.slots import ABSENT, GONE, PLACE, Places, Slots, nowhere
 
@@ -65,16 +67,18 @@ class Segment:
         except OSError:
             return b""
 
-    def append(self, data: bytes) -> int:
+    def append(self, head: bytes, rows: memoryview) -> int:
         """Write at the end and return where; OSError, with the file as it was, when it does not fit the disk."""
-        start, left = self.end, memoryview(data)
+        start = at = self.end
         try:
-            while left:
-                left = left[os.pwrite(self._descriptor, left, self.end + len(data) - len(left)) :]
+            for part in (memoryview(head), rows):
+                end = at + len(part)
+                while at < end:
+                    at += os.pwrite(self._descriptor, part[at - end :], at)
         except OSError:
             self.cut(start)
             raise
-        self.end = start + len(data)
+        self.end = at
         return start
 
     def cut(self, end: int) -> None:
@@ -110,11 +114,11 @@ def places(segment: int, lengths: npt.NDArray[np.uint32], first: int) -> Places:
     return out
 
 
-def frame(slots: Int64s, lengths: npt.NDArray[np.uint32], rows: Sequence[bytes]) -> bytes:
-    """Return one frame."""
-    head = FRAME.pack(MAGIC, FORMAT, len(rows), int(lengths.sum(dtype=np.int64)))
+def head_of(slots: Int64s, lengths: npt.NDArray[np.uint32]) -> bytes:
+    """Return what a frame has before its rows."""
+    head = FRAME.pack(MAGIC, FORMAT, len(slots), int(lengths.sum(dtype=np.int64)))
     tables = slots.astype("<i8").tobytes() + lengths.astype("<u4").tobytes()
-    return b"".join((head, CRC.pack(google_crc32c.value(head + tables)), tables, *rows))
+    return b"".join((head, CRC.pack(google_crc32c.value(head + tables)), tables))
 
 
 class SideFile:
@@ -169,6 +173,27 @@ class SideFile:
             for segment, (number, length, offset) in zip(segments, where, strict=True)
         ]
 
+    def gather(self, slots: Int64s) -> list[bytes]:
+        """Return the packed rows of slots, unchecked, b"" where there is none; those that lie end to end in one read.
+
+        What moves was mostly written together: a frame's rows are a megabyte or ten in one piece.
+        """
+        where = self._slots.find(slots)
+        order = np.lexsort((where["offset"], where["segment"]))
+        lies = where[order]
+        ends = lies["offset"] + lies["length"]
+        breaks = (lies["segment"][1:] != lies["segment"][:-1]) | (lies["offset"][1:] != ends[:-1])
+        found = np.full(len(slots), b"", object)
+        for run in np.split(np.arange(len(order)), np.flatnonzero(breaks) + 1) if len(order) else ():
+            segment = self._segments.get(int(lies["segment"][run[0]]))
+            if segment is not None:
+                first = int(lies["offset"][run[0]])
+                data = segment.read(first, int(ends[run[-1]]) - first)
+                at = (lies["offset"][run] - first).tolist()
+                cut = zip(at, (ends[run] - first).tolist(), strict=True)
+                found[order[run]] = [data[start:end] for start, end in cut]
+        return found.tolist()
+
     # -- the writer's thread -----------------------------------------------------------------------------------------
 
     def reconcile(self, slots: Int64s) -> Int64s:
@@ -179,19 +204,19 @@ class SideFile:
         self._put(missing, nowhere(len(missing), ABSENT))
         return missing
 
-    def append(self, slots: Int64s, rows: Sequence[bytes]) -> int:
-        """Write rows, again where a slot has one; returns how many the disk did not take: they are ABSENT."""
-        lengths = np.fromiter(map(len, rows), np.uint32, len(rows))
+    def append(self, slots: Int64s, rows: pa.Array) -> int:
+        """Write packed rows, again where a slot has one; returns how many the disk did not take: they are ABSENT."""
+        lengths = packed.sizes(rows).astype(np.uint32)
         done = 0
         while done < len(rows):
             try:
-                done += self._append(slots[done:], lengths[done:], rows[done:])
+                done += self._append(slots[done:], lengths[done:], rows.slice(done))
             except OSError:
                 self._put(slots[done:], nowhere(len(rows) - done, ABSENT))
                 break
         return len(rows) - done
 
-    def _append(self, slots: Int64s, lengths: npt.NDArray[np.uint32], rows: Sequence[bytes]) -> int:
+    def _append(self, slots: Int64s, lengths: npt.NDArray[np.uint32], rows: pa.Array) -> int:
         """Write one frame of as many rows as the last segment takes, one at least; returns how many."""
         ends = HEAD + np.cumsum(lengths.astype(np.int64) + ROW_TABLES)
         segment = self._segments.get(self._number)
@@ -200,8 +225,9 @@ class SideFile:
             segment = Segment(self._directory / f"side-{number:08d}.dat", number)
             self._segments[number], self._number = segment, number
         count = max(1, int(np.searchsorted(ends, self._segment_bytes - segment.end, "right")))
-        start = segment.append(frame(slots[:count], lengths[:count], rows[:count]))
-        self._put(slots[:count], places(segment.number, lengths[:count], start + HEAD + count * ROW_TABLES))
+        head = head_of(slots[:count], lengths[:count])
+        start = segment.append(head, packed.content(rows.slice(0, count)))
+        self._put(slots[:count], places(segment.number, lengths[:count], start + len(head)))
         return count
 
     def _put(self, slots: Int64s, where: Places) -> None:
@@ -227,7 +253,8 @@ class SideFile:
         for segment in list(self._segments.values()):
             if segment.number != self._number and segment.live < REWRITE_BELOW * segment.end:
                 slots, where = self._slots.of(segment.number)
-                self.append(slots, [segment.read(offset, length) for _, length, offset in where.tolist()])
+                rows = [segment.read(offset, length) for _, length, offset in where.tolist()]
+                self.append(slots, pa.array(rows, packed.BYTES))
                 self._unlink(segment)
                 return
 

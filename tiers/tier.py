@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from enum import IntEnum
+from itertools import compress
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -43,22 +44,45 @@ class Location:
     slot: int = NO_SLOT
 
 
-class Places(NamedTuple):
-    """Where many physical rows lie, column by column: a search fetches a hundred vectors, and no row of them."""
+@dataclass(frozen=True, slots=True, eq=False)
+class Places(Sequence[Location]):
+    """Where many physical rows lie, column by column: what moves or searches thousands has no object for each."""
 
-    ids: list[str]
+    ids: Sequence[str]
     versions: Int64s
-    partitions: npt.NDArray[np.int32]
+    partitions: npt.NDArray[Any]
     slots: Int64s
 
-    def location(self, at: int) -> Location:
-        """Return one of them."""
+    @classmethod
+    def of(cls, locations: Sequence[Location]) -> Places:
+        """Return locations as columns; those that are columns already as they are."""
+        if isinstance(locations, Places):
+            return locations
+        columns = [[getattr(where, name) for where in locations] for name in ("version", "partition", "slot")]
+        return cls([where.id for where in locations], *(np.array(column, np.int64) for column in columns))
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, at: Any) -> Any:
+        if isinstance(at, slice):
+            return Places(self.ids[at], self.versions[at], self.partitions[at], self.slots[at])
         return Location(self.ids[at], int(self.versions[at]), int(self.partitions[at]), int(self.slots[at]))
 
-    def locations(self) -> list[Location]:
-        """Return the same, row by row."""
+    def __iter__(self) -> Iterator[Location]:
         columns = (self.versions.tolist(), self.partitions.tolist(), self.slots.tolist())
-        return [Location(*at) for at in zip(self.ids, *columns, strict=True)]
+        return (Location(*at) for at in zip(self.ids, *columns, strict=True))
+
+    def those(self, chosen: npt.NDArray[np.bool_]) -> Places:
+        """Return the chosen ones, in order."""
+        if chosen.all():
+            return self
+        ids = list(compress(self.ids, chosen.tolist()))
+        return Places(ids, self.versions[chosen], self.partitions[chosen], self.slots[chosen])
+
+    def without_slots(self) -> Places:
+        """Return the same rows as they are known before they lie somewhere."""
+        return replace(self, slots=np.full(len(self), NO_SLOT, np.int64))
 
 
 #: In place of a vector that was left out: reading it would have passed a bound.
@@ -191,6 +215,12 @@ class Tier(Protocol):
     async def get(self, locations: Sequence[Location]) -> list[Row | None]:
         """Return the rows at these locations; None where another version, or nothing, lies there now."""
 
+    async def gather(self, places: Places) -> tuple[pa.RecordBatch, npt.NDArray[np.bool_]]:
+        """Return the rows that lie at these places as one batch, in order, and at which places there are any.
+
+        What `get` gives, for moves: columns, and no view of each row.
+        """
+
     async def vectors(self, places: Places, *, spent: int | None = 0) -> Vectors:
         """Return the vectors of the rows at these places, most wanted first; what would cost too much is skipped.
 
@@ -205,8 +235,3 @@ class Tier(Protocol):
 
     async def usage(self) -> Usage:
         """Return rows and bytes held, with the limits."""
-
-
-def locations_of(batch: pa.RecordBatch, partition_of: np.ndarray[Any, Any], slots: Int64s) -> list[Location]:
-    """Return a location for each row of the batch."""
-    return Places(batch["id"].to_pylist(), batch["version"].to_numpy(), partition_of, slots).locations()

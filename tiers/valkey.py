@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import ssl
-from collections.abc import Awaitable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, cast
 
@@ -23,6 +23,10 @@ from redis.maint_notifications import MaintNotificationsConfig
 from tiers.errors import Fenced, OutcomeUnknown, ServiceMissing, TierCorrupt, TierError, TierFull, TierUnavailable
 
 Argument = bytes | str | int
+Packed = list[bytes | memoryview]  # a command as it is sent, in pieces
+
+#: What redis-py makes of an error that the server replies: it did nothing of the command.
+REPLIED = (wrong.ResponseError, wrong.BusyLoadingError, wrong.AuthenticationError)
 
 OLDEST = (7, 0)  # script flags, several names in one CONFIG GET
 #: Error codes with which a server refuses a command before it has done anything, and that pass by themselves.
@@ -63,23 +67,51 @@ def address(client: Redis) -> str:
 
 
 class Script:
-    """A Lua script and the name under which the server keeps it."""
+    """A Lua script and the name under which the server keeps it. A server that has forgotten it is told `also` too."""
 
-    def __init__(self, text: str) -> None:
-        self.text = text
+    def __init__(self, text: str, *also: Script) -> None:
+        self.text, self._also = text, also
         self.sha = hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()
 
     async def load(self, client: Redis) -> None:
-        """Tell the server the script; it forgets it when it restarts."""
-        await send(client, "SCRIPT", "LOAD", self.text)
+        """Tell the server the script; it forgets it when it restarts. Last, so that who finds it finds the others."""
+        for script in (*self._also, self):
+            await send(client, "SCRIPT", "LOAD", script.text)
+
+    def command(
+        self, keys: Sequence[bytes], *arguments: Argument, packed: tuple[int, memoryview] | None = None
+    ) -> Packed:
+        """Return a call as it is sent. `packed` are more arguments: how many, and each as the protocol has it."""
+        count, more = packed if packed is not None else (0, b"")
+        return [pack("EVALSHA", self.sha, len(keys), *keys, *arguments, more=count), more]
 
     async def run(self, client: Redis, keys: Sequence[bytes], *arguments: Argument) -> Any:
         """Run it once and return its reply; one that the server did not know is loaded first, nothing ran then."""
-        try:
-            return await send(client, "EVALSHA", self.sha, len(keys), *keys, *arguments)
-        except wrong.NoScriptError:
+        (reply,) = await self.run_all(client, [self.command(keys, *arguments)])
+        return reply
+
+    async def run_all(self, client: Redis, commands: Sequence[Packed]) -> list[Any]:
+        """Run calls, sent together, and return their replies; an error is raised when all are answered."""
+        replies = await send_all(client, each(commands))
+        unknown = [at for at, reply in enumerate(replies) if isinstance(reply, wrong.NoScriptError)]
+        if unknown:
             await self.load(client)
-            return await send(client, "EVALSHA", self.sha, len(keys), *keys, *arguments)
+            again = await send_all(client, each([commands[at] for at in unknown]))
+            for at, reply in zip(unknown, again, strict=True):
+                replies[at] = reply
+        return good(client, replies)
+
+
+async def each(commands: Iterable[Packed]) -> AsyncIterator[Packed]:
+    """Yield commands that are there already."""
+    for command in commands:
+        yield command
+
+
+def pack(*arguments: Argument, more: int = 0) -> bytes:
+    """Return a command in the server's protocol, or its beginning where `more` arguments follow."""
+    given = [one if isinstance(one, bytes) else str(one).encode() for one in arguments]
+    return b"*%d\r\n" % (len(given) + more) + b"".join([b"$%d\r\n%b\r\n" % (len(one), one) for one in given])
 
 
 async def send(client: Redis, *command: Argument) -> Any:
@@ -87,20 +119,44 @@ async def send(client: Redis, *command: Argument) -> Any:
 
     A caller that is cancelled meanwhile knows nothing of the outcome, as with OutcomeUnknown.
     """
+    (reply,) = good(client, await send_all(client, each([[pack(*command)]])))
+    return reply
+
+
+async def send_all(client: Redis, commands: AsyncIterable[Packed]) -> list[Any]:
+    """Send commands that may write, each once, without waiting for replies in between; returns the replies.
+
+    Errors that the server replies are among them. OutcomeUnknown when one was not answered.
+    """
     pool = cast("BlockingConnectionPool", client.connection_pool)
     with reading(client):  # until here nothing has left
         connection = await pool.get_connection()  # type: ignore[no-untyped-call]
+    sent, replies, command = 0, list[Any](), list[Any]()
     try:
-        await connection.send_command(*command)
-        return await connection.read_response()
-    except wrong.NoScriptError:
-        raise
-    except (wrong.ResponseError, wrong.BusyLoadingError, wrong.AuthenticationError) as error:
-        raise meaning(error, address(client)) from error
+        async for command in commands:
+            sent += 1
+            await connection.send_packed_command(command)
+        while len(replies) < sent:
+            try:
+                replies.append(await connection.read_response())
+            except REPLIED as error:
+                replies.append(error)
     except (wrong.RedisError, OSError) as error:
-        raise OutcomeUnknown(f"{address(client)} did not answer a {command[0]!s}: {error}") from error
+        name = bytes(command[0]).split(b"\r\n", 3)[2].decode()
+        raise OutcomeUnknown(f"{address(client)} did not answer a {name}: {error}") from error
     finally:
+        if len(replies) < sent:  # they may still come, and would be taken for those of the next commands
+            await connection.disconnect(nowait=True)
         await pool.release(connection)
+    return replies
+
+
+def good(client: Redis, replies: list[Any]) -> list[Any]:
+    """Return the replies, or raise what the first error among them means for the caller."""
+    for reply in replies:
+        if isinstance(reply, wrong.RedisError):
+            raise meaning(reply, address(client)) from reply
+    return replies
 
 
 def meaning(error: wrong.RedisError, where: str) -> TierError | Fenced | ServiceMissing:
@@ -115,7 +171,7 @@ def meaning(error: wrong.RedisError, where: str) -> TierError | Fenced | Service
         return Fenced(f"{where}: {text.removeprefix('FENCED ')}")
     if code in ("CORRUPT", "WRONGTYPE"):
         return TierCorrupt(f"{where}: {text}")
-    if code in REFUSALS or isinstance(error, (wrong.BusyLoadingError, wrong.ReadOnlyError)):
+    if code in REFUSALS or isinstance(error, (wrong.BusyLoadingError, wrong.ReadOnlyError, wrong.NoScriptError)):
         return TierUnavailable(f"{where} refused, {code}: {text}")
     return TierError(f"{where}: {text}")
 
@@ -125,10 +181,22 @@ def reading(client: Redis) -> Iterator[None]:
     """Translate the failures of commands that change nothing."""
     try:
         yield
-    except (wrong.ResponseError, wrong.BusyLoadingError, wrong.AuthenticationError) as error:
+    except REPLIED as error:
         raise meaning(error, address(client)) from error
     except (wrong.RedisError, OSError) as error:
         raise TierUnavailable(f"{address(client)} does not answer: {error}") from error
+
+
+async def read(client: Redis, *command: Argument) -> Any:
+    """Send a command that changes nothing, and return its reply."""
+    pool = cast("BlockingConnectionPool", client.connection_pool)
+    with reading(client):
+        connection = await pool.get_connection()  # type: ignore[no-untyped-call]
+        try:
+            await connection.send_packed_command(pack(*command))
+            return await connection.read_response()
+        finally:
+            await pool.release(connection)
 
 
 async def claim(client: Redis, key: str, value: str) -> str:

@@ -14,23 +14,27 @@ Back of the envelope, 256 floats and 190 bytes of payload (1.3 KB packed): 1.4-1
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
+from contextlib import aclosing
+from functools import partial
 from typing import cast
 
 import numpy as np
 import pyarrow as pa
 from redis.asyncio import Redis
 
-from tiers import codec, record, valkey
+from tiers import codec, record, valkey, warm_rows
 from tiers.alone import find, open_alone, settle
 from tiers.errors import Fenced, OutcomeUnknown, SettingsError, TierCorrupt, TierFull, TierUnavailable
 from tiers.index import Index
-from tiers.record import Floats, Int64s, Row
+from tiers.record import Bools, Floats, Int64s, Row
 from tiers.tier import NO_SLOT, Location, Places, Query, Receipt, Result, TierName, Usage, Vectors
 from tiers.warm_keys import Keys
-from tiers.warm_scripts import EVICT, RAISE, SCRIPTS, STORE, STORE_ON
+from tiers.warm_scripts import EVICT, RAISE, SCRIPTS, STORE
 from tiers.warm_settings import WarmSettings
+from tiers.worker import SerialExecutor
 
 CALL_BYTES = 8 * 1024 * 1024  # aimed at, for rows with large payloads
+PACK_BYTES = 2 * 1024 * 1024  # packed in one job: the first of them go while the others are packed
 PAGE_ROWS = 1_000  # asked for at once by MGET and SCAN, dropped at once by UNLINK
 ROOM_PER_BYTE, ROOM_PER_ROW = 1.25, 192  # the allocator's rounding; key, entry and object headers
 
@@ -49,6 +53,7 @@ class WarmMemory:
         self._settings = settings
         self._keys = Keys(settings.prefix, partitions, settings.buckets)
         self._epochs: dict[int, int] = {}
+        self._packer = SerialExecutor("warm-pack")
         self._reserved = 0  # bytes of the batches being stored
 
     @classmethod
@@ -78,8 +83,9 @@ class WarmMemory:
         return warm
 
     async def cleanup(self) -> None:
-        """Close the connections."""
+        """Close the connections and end the thread."""
         await self.client.aclose()
+        self._packer.close()
 
     async def _check_layout(self) -> None:
         """Refuse rows that were laid out for other numbers: they would not be found again."""
@@ -138,34 +144,46 @@ class WarmMemory:
             raise TierFull(f"warm holds {usage.bytes:,} of {usage.bytes_limit:,} bytes: no room for {need:,} more")
 
     async def _put(self, unique: pa.RecordBatch) -> Int64s:
-        """Store rows of distinct ids; returns the version held of each. Packed a call at a time, to spare the loop."""
-        held = np.empty(unique.num_rows, np.int64)
+        """Store rows of distinct ids; returns the version held of each.
+
+        Only the first call may be refused for memory, and nothing is stored then. Once it is answered the others are on
+        their way together: while the server executes some, the next are packed and sent.
+        """
         row_bytes = max(1, unique.nbytes // max(1, unique.num_rows))
         rows_max = max(1, min(self._settings.rows_per_call, CALL_BYTES // row_bytes))
         partition = record.partitions(unique["id"], self.partitions)
         epochs = {each: self._epoch(each) for each in np.unique(partition).tolist()}
-        script = STORE
-        for call in self._keys.calls(unique["id"].to_pylist(), partition, rows_max):
-            packed = codec.encode_batch(unique.take(pa.array(call.rows)))
+        calls = list(self._keys.calls(unique["id"].to_pylist(), partition, rows_max))
+        together = max(1, PACK_BYTES // (rows_max * row_bytes))
+        jobs = [
+            partial(warm_rows.commands, unique, calls[at : at + together], epochs, first=at == 0)
+            for at in range(0, len(calls), together)
+        ]
+        async with aclosing(self._packer.ahead(jobs)) as coming:
+            commands = warm_rows.flat(coming)
+            replies: list[bytes] = []
+            async for first in commands:
+                replies += await STORE.run_all(self.client, [first])
+                break
             try:
-                reply = await script.run(self.client, call.keys, epochs[call.partition], *packed)
+                replies += valkey.good(self.client, await valkey.send_all(self.client, commands))
             except (TierFull, TierUnavailable) as error:
-                if script is STORE:
-                    raise
                 raise OutcomeUnknown(f"only a part of a batch was stored: {error}") from error
-            held[call.rows] = np.frombuffer(reply, "<i8")
-            script = STORE_ON
+        held = record.versions_of(unique).copy()
+        for call, reply in zip(calls, replies, strict=True):
+            if reply:
+                held[call.rows] = np.frombuffer(reply, "<i8")
         return held
 
     async def evict(self, keys: Sequence[Location], receipt: Receipt | None) -> int:  # noqa: ARG002
         """Drop the ids whose value has exactly this version; the others stay."""
-        versions = np.array([where.version for where in keys], "<i8")
-        partition = np.array([where.partition for where in keys], np.int32)
-        dropped = 0
-        for call in self._keys.calls([where.id for where in keys], partition, PAGE_ROWS):
-            epoch = self._epoch(call.partition)
-            dropped += await EVICT.run(self.client, call.keys, epoch, versions[call.rows].tobytes())
-        return dropped
+        places = Places.of(keys)
+        versions = places.versions.astype("<i8")
+        commands = [
+            EVICT.command(call.keys, self._epoch(call.partition), versions[call.rows].tobytes())
+            for call in self._keys.calls(places.ids, places.partitions, PAGE_ROWS)
+        ]
+        return sum(await EVICT.run_all(self.client, commands))
 
     async def clear(self) -> None:
         """Delete every row, durably; the epochs stay."""
@@ -184,6 +202,14 @@ class WarmMemory:
             asked = zip(page, rows, strict=True)
             found += [row if row is not None and row.version == where.version else None for where, row in asked]
         return found
+
+    async def gather(self, places: Places) -> tuple[pa.RecordBatch, Bools]:
+        """See Tier; TierCorrupt for bytes that are not what was stored."""
+        values: list[bytes | None] = []
+        keys = self._keys.rows(places.ids, places.partitions)
+        for start in range(0, len(keys), PAGE_ROWS):
+            values += await self._values(keys[start : start + PAGE_ROWS])
+        return await self._packer.run(warm_rows.gathered, values, places, self.shape)
 
     async def vectors(self, places: Places, *, spent: int | None = 0) -> Vectors:  # noqa: ARG002 - one round trip
         """See Tier: one MGET for so many; TierCorrupt for bytes that are not what was stored."""
@@ -205,7 +231,7 @@ class WarmMemory:
     async def retrieve_all(self) -> AsyncIterator[pa.RecordBatch]:
         """Yield every row; `slot` is NO_SLOT."""
         async for page in self._pages():
-            batch = record.to_batch([row for row in await self._fetch(page) if row is not None], self.shape)
+            batch = await self._packer.run(warm_rows.listed, page, await self._values(page), self._keys, self.shape)
             yield batch.append_column("slot", pa.array(np.full(batch.num_rows, NO_SLOT, np.int64)))
 
     async def usage(self) -> Usage:
@@ -251,10 +277,7 @@ class WarmMemory:
         return [None if value is None else self._unpack(key, value) for key, value in zip(keys, values, strict=True)]
 
     async def _values(self, keys: list[bytes]) -> list[bytes | None]:
-        if not keys:
-            return []
-        with valkey.reading(self.client):
-            return cast("list[bytes | None]", await self.client.mget(keys))
+        return cast("list[bytes | None]", await valkey.read(self.client, "MGET", *keys)) if keys else []
 
     def _unpack(self, key: bytes, value: bytes) -> Row:
         row = codec.decode(value)

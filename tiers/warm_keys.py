@@ -65,6 +65,22 @@ class Keys:
         packed = identifier.encode()
         return b"%b:%b" % (self._tag(partition, zlib.crc32(packed) % self.buckets), packed)
 
+    def rows(self, ids: Sequence[str], partitions: npt.NDArray[np.int32]) -> list[bytes]:
+        """Return the keys of many rows."""
+        encoded, slot = self._slots(ids, partitions)
+        tags = {number: self._tag(*divmod(number, self.buckets)) for number in np.unique(slot).tolist()}
+        return [b"%b:%b" % (tags[at], one) for at, one in zip(slot.tolist(), encoded, strict=True)]
+
+    def _slots(self, ids: Sequence[str], partitions: npt.NDArray[np.int32]) -> tuple[list[bytes], Int64s]:
+        """Return the ids as bytes, and for each the number of its bucket among those of all partitions."""
+        encoded = [identifier.encode() for identifier in ids]
+        bucket = np.fromiter(map(zlib.crc32, encoded), np.int64, len(encoded)) % self.buckets
+        return encoded, partitions * np.int64(self.buckets) + bucket
+
+    def id_of(self, key: bytes) -> bytes:
+        """Return the id in the key of a row."""
+        return key.partition(b"}:")[2]
+
     def epochs(self, partition: int) -> list[bytes]:
         """Return the epoch keys of a partition."""
         return [self._tag(partition, bucket) + b"!epoch" for bucket in range(self.buckets)]
@@ -76,16 +92,16 @@ class Keys:
 
     def calls(self, ids: Sequence[str], partition: npt.NDArray[np.int32], rows_max: int) -> Iterator[Call]:
         """Cut rows into calls of at most `rows_max`, each of one bucket."""
-        packed = [identifier.encode() for identifier in ids]
-        bucket = np.fromiter((zlib.crc32(each) % self.buckets for each in packed), np.int64, len(packed))
-        slot = partition * np.int64(self.buckets) + bucket
+        if not len(ids):
+            return
+        packed, slot = self._slots(ids, partition)
         order = np.argsort(slot, kind="stable").astype(np.int64)
         for group in np.split(order, np.flatnonzero(np.diff(slot[order])) + 1):
             for start in range(0, len(group), rows_max):
                 rows = group[start : start + rows_max]
                 owner, at = divmod(int(slot[rows[0]]), self.buckets)
                 tag = self._tag(owner, at)
-                yield Call(owner, [tag + b"!epoch", *(b"%b:%b" % (tag, packed[row]) for row in rows.tolist())], rows)
+                yield Call(owner, [tag + b"!epoch", *[b"%b:%b" % (tag, packed[row]) for row in rows.tolist()]], rows)
 
     def calls_of(self, keys: Iterable[bytes]) -> Iterator[tuple[int, list[bytes]]]:
         """Group keys of rows by bucket: (partition, the epoch's key and theirs)."""

@@ -19,8 +19,17 @@ if epoch ~= ARGV[1] then
 end
 """
 
+# Rows that are all new, as those that leave hot mostly are, are told by one EXISTS and need no comparison.
 _STORE = f"""{_FENCE}
 local winners, held = {{}}, {{}}
+if redis.call('EXISTS', unpack(KEYS, 2)) == 0 then
+  for i = 2, #KEYS do
+    winners[2 * i - 3] = KEYS[i]
+    winners[2 * i - 2] = ARGV[i]
+  end
+  redis.call('MSET', unpack(winners))
+  return ''
+end
 for i = 2, #KEYS do
   local new = string.sub(ARGV[i], {VERSION_AT + 1}, {VERSION_AT + 8})
   local old = redis.call('GETRANGE', KEYS[i], {VERSION_AT}, {VERSION_AT + 7})
@@ -42,10 +51,11 @@ if #winners > 0 then redis.call('MSET', unpack(winners)) end
 return table.concat(held)
 """
 
-#: KEYS: epoch, rows. ARGV: epoch, packed rows. Returns 8 bytes a row: the version held afterwards.
-STORE = Script(f"#!lua{_STORE}")
-#: The same for the later calls of a batch, whose first one was let in.
+#: As STORE, for the later calls of a batch, whose first one was let in.
 STORE_ON = Script(f"#!lua flags=allow-oom{_STORE}")
+#: KEYS: epoch, rows of distinct ids. ARGV: epoch, packed rows. Returns 8 bytes a row: the version held afterwards; or
+#: nothing, where all of them were new.
+STORE = Script(f"#!lua{_STORE}", STORE_ON)
 
 #: KEYS: epoch, rows. ARGV: epoch, and 8 bytes a row: the version to drop (absent: any). Returns how many were dropped.
 EVICT = Script(f"""#!lua flags=allow-oom{_FENCE}

@@ -7,7 +7,7 @@ stop a job that has begun (a thread cannot be stopped): the caller must treat it
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncGenerator, Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import ParamSpec, TypeVar
 
@@ -30,7 +30,7 @@ class SerialExecutor:
         """Start `job` and return its future, which the caller awaits."""
         return asyncio.get_running_loop().run_in_executor(self._pool, lambda: job(*args, **kwargs))
 
-    async def ahead(self, jobs: Iterable[Callable[[], T]]) -> AsyncIterator[T]:
+    async def ahead(self, jobs: Iterable[Callable[[], T]]) -> AsyncGenerator[T]:
         """Yield what each job returns, in order; the next one runs while the caller works on what it was given."""
         coming = None
         for job in jobs:

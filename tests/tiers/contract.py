@@ -21,6 +21,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -276,8 +277,8 @@ class TierContract:
         receipt = await tier.store(batch(row("a", 5), row("b", 6), row("c", 7, deleted=True)))
         partitions = record.partitions(pa.array(receipt.ids), PARTITIONS)
         places = Places(list(receipt.ids), receipt.versions, partitions, receipt.slots)
-        wrong = places._replace(versions=receipt.versions + 1)
-        other = places._replace(ids=["b", "a", "c"])
+        wrong = replace(places, versions=receipt.versions + 1)
+        other = replace(places, ids=["b", "a", "c"])
         found = (await tier.vectors(places)).found
 
         assert np.array_equal(row("a", 5).vector, found[0])
@@ -286,6 +287,22 @@ class TierContract:
         assert [None] * 3 == (await tier.vectors(wrong)).found
         if tier.name != TierName.HOT:  # where slots are given by partition, that and the version name the row
             assert [None] * 3 == (await tier.vectors(other)).found
+
+    async def test_gather_is_get_as_a_batch(self, tier):
+        """The very rows, in the order asked for, and none in place of another version, another id or nothing."""
+        rows = [row(f"r{n}", n, deleted=n % 7 == 3, attributes={"rank": n}) for n in range(40)]
+        lies = places(await tier.store(batch(*rows)))
+        await tier.evict([lies[5]], None)
+        asked = [*lies[20:], *reversed(lies[:20])]
+        for at in (3, 30):
+            asked[at] = replace(asked[at], version=99)
+        asked[8] = replace(asked[8], id="zz")
+        found, there = await tier.gather(Places.of(asked))
+        got = await tier.get(asked)
+
+        assert [one is not None for one in got] == there.tolist()
+        assert 4 == len(asked) - there.sum()
+        assert all(map(same, [one for one in got if one is not None], record.rows_of(found)))
 
     async def test_get_of_another_id_at_this_place_is_nothing(self, tier):
         """A row is not handed out under another id, whatever its version and slot."""

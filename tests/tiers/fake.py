@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import coroutine
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -153,9 +154,13 @@ class FakeTier:
         await self._at("get", "answered")
         return found
 
+    async def gather(self, places: Places) -> tuple[pa.RecordBatch, np.ndarray[Any, Any]]:
+        """See Tier."""
+        return record.present(await self.get(places), self.shape)
+
     async def vectors(self, places: Places, *, spent: int | None = 0) -> Vectors:
         """See Tier."""
-        rows = await self.get(places.locations())
+        rows = await self.get(places)
         return Vectors([None if row is None else row.vector for row in rows])
 
     async def evict(self, keys: Sequence[Location], receipt: Receipt | None) -> int:

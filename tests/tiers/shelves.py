@@ -37,7 +37,7 @@ class Shelf:
         return [self.rows.get((where.id, where.version)) for where in locations]
 
     async def vectors(self, places: Places, *, spent: int | None = 0) -> Vectors:
-        rows = await self.get(places.locations())
+        rows = await self.get(places)
         return Vectors([None if row is None else row.vector for row in rows])
 
 

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.tiers.rows import DIM, IDS, NOW_MS, batch, row, same
+from tests.tiers.rows import DIM, IDS, NOW_MS, row, same
 from tiers import codec
 from tiers.errors import TierCorrupt
 from tiers.record import Row
@@ -135,13 +135,6 @@ def test_version_lies_where_the_script_reads_it(given_row):
     packed = codec.encode(given_row)
 
     assert (given_row.version,) == struct.unpack_from("<q", packed, codec.VERSION_AT)
-
-
-def test_a_batch_is_packed_row_by_row():
-    """`encode_batch` is `encode` of each row, in order."""
-    rows = [row("a", 1), row("b", 2, deleted=True), row("c", 3, attributes={"user": "u"})]
-
-    assert [codec.encode(one) for one in rows] == codec.encode_batch(batch(*rows))
 
 
 def test_a_row_is_read_from_a_memoryview():

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -34,9 +35,29 @@ def data(slot: int, size: int = 100) -> bytes:
     return str(slot).encode().ljust(size, b".")
 
 
+def column(rows: list[bytes]) -> pa.Array:
+    """Return packed rows as the side file takes them."""
+    return pa.array(rows, pa.large_binary())
+
+
 def fill(side: SideFile, *slots: int, size: int = 100) -> None:
     """Append these slots as one batch."""
-    assert side.append(np.array(slots, np.int64), [data(slot, size) for slot in slots]) == 0
+    assert side.append(np.array(slots, np.int64), column([data(slot, size) for slot in slots])) == 0
+
+
+@settings(max_examples=60, deadline=None)
+@given(drawn=st.data())
+def test_many_rows_are_gathered_as_they_are_read_alone(drawn, tmp_path_factory):
+    """Wherever rows lie, end to end or not, released or never there, `gather` gives what `read` gives."""
+    side = SideFile(tmp_path_factory.mktemp("side"), SEGMENT)
+    slots = list(range(60))
+    for start in range(0, 60, 12):
+        fill(side, *slots[start : start + 12], size=drawn.draw(st.integers(10, 120)))
+    side.release(np.array(drawn.draw(st.lists(st.sampled_from(slots), max_size=20)), np.int64))
+    asked = drawn.draw(st.lists(st.integers(0, 70), max_size=60))
+
+    assert [row or b"" for row in read(side, *asked)] == side.gather(np.array(asked, np.int64))
+    side.close()
 
 
 def read(side: SideFile, *slots: int) -> list[bytes | None]:
@@ -86,7 +107,7 @@ def test_a_row_larger_than_a_segment_has_one_for_itself(side: SideFile, tmp_path
 def test_of_one_slot_the_last_row_counts(side: SideFile, tmp_path: Path) -> None:
     """A row appended again (repaired, rewritten) replaces the older one, after a reopening too."""
     fill(side, 1, 2)
-    side.append(np.array([1]), [b"repaired"])
+    side.append(np.array([1]), column([b"repaired"]))
 
     assert read(side, 1, 2) == [b"repaired", data(2)]
     assert read(SideFile(tmp_path, SEGMENT), 1, 2) == [b"repaired", data(2)]
@@ -137,7 +158,7 @@ def test_a_forged_frame_in_a_payload_is_not_believed(side: SideFile, tmp_path: P
     slots, lengths = np.array([9], "<i8").tobytes(), np.array([3], "<u4").tobytes()
     head = FRAME.pack(b"IF", 1, 1, 3)
     forged = head + CRC.pack(0) + slots + lengths + b"bad"
-    side.append(np.array([1]), [forged * 10])
+    side.append(np.array([1]), column([forged * 10]))
     (path,) = files(tmp_path)
     with path.open("r+b") as file:
         file.truncate(path.stat().st_size - 1)
@@ -219,7 +240,7 @@ def test_the_directory_may_vanish(side: SideFile, tmp_path: Path) -> None:
     """What lies in open files stays readable; what needs a new file is absent, and counted."""
     fill(side, *range(30))
     shutil.rmtree(tmp_path)
-    lost = side.append(np.arange(30, 90), [data(slot) for slot in range(30, 90)])
+    lost = side.append(np.arange(30, 90), column([data(slot) for slot in range(30, 90)]))
 
     assert lost > 0
     assert read(side, 0, 89) == [data(0), b""]
@@ -233,17 +254,18 @@ FULL_DISK = """
 import resource, sys
 from pathlib import Path
 import numpy as np
+import pyarrow as pa
 from tiers.side import SideFile
 directory = Path(sys.argv[1])
 side = SideFile(directory, 1 << 20)
-side.append(np.arange(10), [b"a" * 100] * 10)
+side.append(np.arange(10), pa.array([b"a" * 100] * 10, pa.large_binary()))
 limit = side.size + 500
 resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
-assert side.append(np.arange(10, 20), [b"b" * 100] * 10) == 10
+assert side.append(np.arange(10, 20), pa.array([b"b" * 100] * 10, pa.large_binary())) == 10
 assert (directory / "side-00000001.dat").stat().st_size == side.size < limit
 assert side.read(np.arange(20)) == [b"a" * 100] * 10 + [b""] * 10
 resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
-assert side.append(np.arange(10, 20), [b"b" * 100] * 10) == 0
+assert side.append(np.arange(10, 20), pa.array([b"b" * 100] * 10, pa.large_binary())) == 0
 assert SideFile(directory, 1 << 20).read(np.arange(20)) == [b"a" * 100] * 10 + [b"b" * 100] * 10
 """
 

@@ -110,6 +110,7 @@ class TestFull:
 
             with pytest.raises(TierFull):
                 await STORE.run(tier.client, keys, 1, value)
+            assert b"" == await STORE_ON.run(tier.client, keys, 1, value)  # all rows were new
             assert struct.pack("<q", 7) == await STORE_ON.run(tier.client, keys, 1, value)
 
     async def test_batches_side_by_side_share_the_room(self, own: ValkeyServer) -> None:

@@ -1,0 +1,1 @@
+"""The parts of `benchmarks.moves`: rows, what they are compared with, the scenarios, and the page."""

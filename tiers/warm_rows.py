@@ -1,0 +1,61 @@
+"""Rows on their way to and from warm's server: script calls packed by the thousand, and replies read as columns. Pure.
+
+Everything but `flat` runs on any thread.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+
+import numpy as np
+import pyarrow as pa
+
+from tiers import packed, record
+from tiers.errors import TierCorrupt
+from tiers.record import Bools
+from tiers.tier import Places
+from tiers.valkey import Packed
+from tiers.warm_keys import Call, Keys
+from tiers.warm_scripts import STORE, STORE_ON
+
+
+async def flat(groups: AsyncIterator[list[Packed]]) -> AsyncIterator[Packed]:
+    """Yield the calls of each list."""
+    async for calls in groups:
+        for call in calls:
+            yield call
+
+
+def commands(unique: pa.RecordBatch, calls: Sequence[Call], epochs: Mapping[int, int], *, first: bool) -> list[Packed]:
+    """Return calls that store these rows, as they are sent; the `first` of a batch may be refused."""
+    rows = packed.bulk(packed.pack(unique.take(pa.array(np.concatenate([call.rows for call in calls])))))
+    ends = np.cumsum([0, *(len(call.rows) for call in calls)])
+    return [
+        (STORE if first and not at else STORE_ON).command(
+            call.keys,
+            epochs[call.partition],
+            packed=(len(call.rows), packed.content(rows.slice(ends[at], len(call.rows)))),
+        )
+        for at, call in enumerate(calls)
+    ]
+
+
+def gathered(values: list[bytes | None], places: Places, shape: pa.Schema) -> tuple[pa.RecordBatch, Bools]:
+    """Return the rows that these values are, where they are of the version asked for."""
+    there = np.array([value is not None for value in values], bool)
+    found = packed.unpack([value for value in values if value is not None], shape)
+    asked = places.those(there)
+    if found["id"].to_pylist() != list(asked.ids):
+        raise TierCorrupt("a key holds the row of another id")
+    same = record.versions_of(found) == asked.versions
+    there[there] = same
+    return (found if same.all() else found.filter(pa.array(same))), there
+
+
+def listed(keys: list[bytes], values: list[bytes | None], names: Keys, shape: pa.Schema) -> pa.RecordBatch:
+    """Return the rows under these keys."""
+    found = packed.unpack([value for value in values if value is not None], shape)
+    there = [key for key, value in zip(keys, values, strict=True) if value is not None]
+    if found["id"].cast(pa.binary()).to_pylist() != [names.id_of(key) for key in there]:
+        raise TierCorrupt("a key holds the row of another id")
+    return found
