@@ -6,9 +6,9 @@ CuPy imports without a GPU, so the list is made on any machine with the wheel in
     PYTHONPATH=/some/folder python tests/tiers/cupy_api.py > tests/tiers/cupy_api.json
 
 `functions` are callables (ufuncs too) with their parameters, None where CuPy documents none; `values` are the other
-names; `ndarray` is what an array has, `classes` what the classes have that hot uses. Defaults are all written None: what
-matters is which parameters there are. The module of cuBLAS does not import without that library, which is large, so its
-functions and constants are read from the compiled file, which has them as text.
+names; `ndarray` is what an array has, `classes` what the classes have that hot uses. Defaults are all written None:
+what matters is which parameters there are. The module of cuBLAS does not import without that library, which is large,
+so its functions and constants are read from the compiled file, which has them as text.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def made(cupy: Any) -> dict[str, Any]:
     binary = file.read_bytes().decode("latin-1")
     for name, parameters in re.findall(r"[\0\n](\w+)\((intptr_t handle[^()\0]*)\)(?: ->[^\0]*)?(?=\0)", binary):
         out["functions"][f"{BLAS}.{name}"] = _text(signature(re.sub(r"(?:\w+ )+(\w+)", r"\1", parameters)))
-    out["values"] += sorted({f"{BLAS}.{name}" for name in re.findall(r"(?<=\0)CUBLAS\w+(?=\0)", binary)})
+    out["values"] += sorted({f"{BLAS}.{name}" for name in re.findall(r"(?<=[\0.])CUBLAS\w+(?=[\0.])", binary)})
     for space in SPACES[:-1]:
         module = cupy
         for part in filter(None, space.split(".")):

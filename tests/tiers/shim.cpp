@@ -92,51 +92,51 @@ void resume(int thread) {
     }
 }
 
-// Let go those that have all come to the same place; false if there were none.
-bool release(int threads) {
-    bool any = false;
-    for (int warp = 0; warp < threads; warp += WARP) {
-        const int end = min(warp + WARP, threads);
-        bool all = true;
-        for (int thread = warp; thread < end; ++thread) {
-            all = all && fibers[thread]->state == SHUFFLE;
-        }
-        for (int thread = warp; all && thread < end; ++thread) {
-            fibers[thread]->seen = fibers[thread]->posted;
-            fibers[thread]->state = READY;
-            any = true;
-        }
-    }
-    bool all = true;
-    for (int thread = 0; thread < threads; ++thread) {
-        all = all && fibers[thread]->state == BARRIER;
-    }
-    for (int thread = 0; all && thread < threads; ++thread) {
-        fibers[thread]->state = READY;
-        any = true;
-    }
-    return any;
+bool all_in(const std::vector<int> &threads, State state) {
+    return std::all_of(threads.begin(), threads.end(), [&](int each) { return fibers[each]->state == state; });
 }
 
-void run_block(const std::vector<int> &order) {
-    const int threads = static_cast<int>(order.size());
-    std::memset(__start_shared_memory, 0xa5, __stop_shared_memory - __start_shared_memory);
-    for (int thread = 0; thread < threads; ++thread) {
-        fibers[thread]->state = READY;
-        fibers[thread]->begun = false;
-    }
+// Run the threads of a warp for as long as they wait for none but each other.
+void run_warp(const std::vector<int> &threads) {
     while (true) {
-        bool live = false;
-        for (int thread : order) {
+        for (int thread : threads) {
             if (fibers[thread]->state == READY) {
                 resume(thread);
             }
-            live = live || fibers[thread]->state != DONE;
         }
-        if (!live) {
+        if (!all_in(threads, SHUFFLE)) {
             return;
         }
-        if (!release(threads)) {
+        for (int thread : threads) {
+            fibers[thread]->seen = fibers[thread]->posted;
+            fibers[thread]->state = READY;
+        }
+    }
+}
+
+void run_block(const std::vector<int> &order) {
+    std::memset(__start_shared_memory, 0xa5, __stop_shared_memory - __start_shared_memory);
+    std::vector<std::vector<int>> warps;  // in the order in which their first threads come
+    std::vector<int> place(order.size(), -1);
+    for (int thread : order) {
+        fibers[thread]->state = READY;
+        fibers[thread]->begun = false;
+        int &at = place[thread / WARP];
+        if (at < 0) {
+            at = static_cast<int>(warps.size());
+            warps.emplace_back();
+        }
+        warps[at].push_back(thread);
+    }
+    while (!all_in(order, DONE)) {
+        for (const auto &warp : warps) {
+            run_warp(warp);
+        }
+        if (all_in(order, BARRIER)) {
+            for (int thread : order) {
+                fibers[thread]->state = READY;
+            }
+        } else if (!all_in(order, DONE)) {
             complaint = "some threads wait at a barrier or in a shuffle that others never reach";
             return;
         }

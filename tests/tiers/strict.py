@@ -1,8 +1,8 @@
 """A stand-in for a GPU: CuPy's names over the CPU, so that hot's misuse of CuPy fails on any machine (R10).
 
 `StrictCupy` is what the product's CudaDevice gets instead of the module. It has names that CuPy 14 has (cupy_api.json,
-taken from the package) and no other, with the parameters that CuPy takes; those that hot does not use say so. Kernels are
-the product's own file, run thread by thread on the CPU (shim.py). It is stricter than a GPU where a GPU is silent:
+taken from the package) and no other, with the parameters that CuPy takes; those that hot does not use say so. Kernels
+are the product's own file, run thread by thread on the CPU (shim.py). It is stricter than a GPU, which is silent:
 
 - work runs when the host waits for it, and the host must not meet it in the same memory (strict_stream.py);
 - nothing happens on the default stream, on the loop's thread, or on two threads;
@@ -22,10 +22,9 @@ from types import SimpleNamespace
 from typing import Any, NoReturn, Self
 
 import numpy as np
-import numpy.typing as npt
 
 from tests.tiers import cupy_api, shim
-from tests.tiers.strict_stream import Block, Event, Order, OrderError, Pinned, Stream, Work, pinned
+from tests.tiers.strict_stream import Block, Bytes, Event, Order, OrderError, Pinned, Stream, Window, Work, pinned
 from tiers.device import Arena, CudaDevice, Shape
 from tiers.staging import Library
 
@@ -114,10 +113,8 @@ class StrictArray:
         host, stream = bound["arr"], self._owner.stream(bound.get("stream"))
         self._matches(host)
         with self._owner.used():
-            target = self._address()
-            stream.put(
-                Work("set", lambda: target()[:].__setitem__(slice(None), _bytes(host)), [host.span(writes=False)])
-            )
+            target, source = self._address(), host.window()
+            stream.put(Work("set", lambda: _copy(target, source), [host.span(writes=False)]))
 
     def get(self, *given: Any, **named: Any) -> Any:
         """Copy to the host, when the stream comes to it."""
@@ -126,8 +123,8 @@ class StrictArray:
         assert bound.get("blocking") is False, "a copy that blocks"
         self._matches(host)
         with self._owner.used():
-            source = self._address()
-            stream.put(Work("get", lambda: _bytes(host).__setitem__(slice(None), source()), [host.span(writes=True)]))
+            source, target = self._address(), host.window()
+            stream.put(Work("get", lambda: _copy(target, source), [host.span(writes=True)]))
         return host
 
     def _matches(self, host: Any) -> None:
@@ -138,10 +135,10 @@ class StrictArray:
         if host.shape != self.shape or not host.flags.c_contiguous:
             raise ValueError(f"{host.shape} copied into {self.shape}")
 
-    def _address(self) -> Callable[[], npt.NDArray[np.uint8]]:
+    def _address(self) -> Window:
         block, start, end = weakref.ref(self._block), self._offset, self._offset + self.nbytes
 
-        def found() -> npt.NDArray[np.uint8]:
+        def found() -> Bytes:
             memory = block()
             if memory is None:
                 raise OrderError("device memory was let go before the work on it ran")
@@ -150,8 +147,8 @@ class StrictArray:
         return found
 
 
-def _bytes(host: Pinned) -> npt.NDArray[np.uint8]:
-    return host.view(np.ndarray).reshape(-1).view(np.uint8)
+def _copy(target: Window, source: Window) -> None:
+    target()[...] = source()
 
 
 class Pool:
@@ -231,7 +228,6 @@ class Machine:
 
     def block(self, size: int) -> Block:
         """Allocate."""
-        assert not self.started, "device memory is allocated at start only"
         block = Block(size)
         self.allocations += 1
         self.order.blocks.append(weakref.ref(block))
@@ -239,6 +235,7 @@ class Machine:
 
     def array(self, shape: Any, dtype: Any, fill: int) -> StrictArray:
         """Return a new array, every byte `fill`."""
+        assert not self.started, "device memory is allocated at start only"
         assert self._allocators, "an allocation outside of hot's pool"
         shape = (shape,) if isinstance(shape, int) else tuple(shape)
         kind = np.dtype(dtype)

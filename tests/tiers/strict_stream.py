@@ -19,6 +19,10 @@ from numpy.lib import array_utils
 
 GUARD_BYTES = 256
 GUARD = 0x7B  # as a float 1.3e36: whoever reads it as a score finds it the best of all
+LET_GO = "pinned memory was let go before the device's work on it has run"
+
+Bytes = npt.NDArray[np.uint8]
+Window = Callable[[], Bytes]  # memory, looked up when it is needed
 
 
 class OrderError(AssertionError):
@@ -72,6 +76,8 @@ class Order:
             return
         low, high = array_utils.byte_bounds(array.view(np.ndarray))
         for span in self.pending.values():
+            if span.owner() is None:
+                raise OrderError(LET_GO)
             if span.low < high and low < span.high and (write or span.writes):
                 doing = "written" if write else "read"
                 by = "writes it" if span.writes else "reads it"
@@ -83,7 +89,7 @@ class Order:
         self.pending |= zip(numbers, spans, strict=True)
         return numbers
 
-    def at(self, address: int, nbytes: int) -> npt.NDArray[np.uint8]:
+    def at(self, address: int, nbytes: int) -> Bytes:
         """Return device memory by its address."""
         for each in self.blocks:
             block = each()
@@ -125,7 +131,7 @@ class Stream:
             for each in spans:
                 span = self._order.pending.pop(each)
                 if span.owner() is None:
-                    raise OrderError(f"{work.what}: the pinned memory was let go before it ran")
+                    raise OrderError(LET_GO)
             work.run()
             self._order.check()
             self.done_count = number
@@ -205,6 +211,21 @@ class Pinned(np.ndarray):
         """Read all of it."""
         self._told(write=False)
         return self.view(np.ndarray).tolist()
+
+    def window(self) -> Window:
+        """Return how to find this memory later, should it still be there."""
+        assert self.root is not None
+        root, nbytes = self.root, self.nbytes
+        whole = root()
+        start = self.ctypes.data - whole.ctypes.data
+
+        def found() -> Bytes:
+            memory = root()
+            assert memory is not None, "looked at before"
+            plain: Bytes = memory.view(np.ndarray).reshape(-1).view(np.uint8)[start : start + nbytes]
+            return plain
+
+        return found
 
     def span(self, *, writes: bool) -> Span:
         """Return what work about this memory is noted with."""
