@@ -11,9 +11,7 @@ Back of the envelope, 256 dimensions: 1 KB a vector, 21 bytes of bookkeeping a r
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator, Sequence
-from concurrent.futures import Future
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Sequence
 from itertools import islice
 from typing import NamedTuple
 
@@ -29,7 +27,8 @@ from tiers.columns import Columns
 from tiers.copies import Copies
 from tiers.device import Device
 from tiers.device import choose as choose_device
-from tiers.errors import DeviceLost, TierFull
+from tiers.device_watch import DeviceWatch
+from tiers.errors import TierFull
 from tiers.index import Index
 from tiers.part import Ask, Part, Shape
 from tiers.record import Floats, Int64s, Row
@@ -134,8 +133,7 @@ class HotMemory:
         )
         self._thread = SerialExecutor("hot")
         self._together = Together(self._arena, self._thread)
-        #: Gets the error of a GPU that failed for good, which must end the process (R9).
-        self.lost: Future[None] = Future()
+        self.watch = DeviceWatch()
 
     @classmethod
     async def open(
@@ -215,18 +213,8 @@ class HotMemory:
                 continue
             for at in range(0, rows, step):
                 some = vectors[done + at : done + min(at + step, rows)]
-                with self._watched():
+                with self.watch.noting():
                     await self._thread.run(self._arena.put, start + at, some)
-
-    @contextmanager
-    def _watched(self) -> Iterator[None]:
-        """Let the node know of a device that has failed for good, whoever found it out."""
-        try:
-            yield
-        except DeviceLost as error:
-            if not self.lost.done():
-                self.lost.set_exception(error)
-            raise
 
     def publish(self, slots: Int64s) -> None:
         """Make reserved rows visible to scans; call it in the same loop step as `index.put`."""
@@ -309,7 +297,7 @@ class HotMemory:
             parts = snapshot.parts if only is None else self._narrowed(snapshot.parts, only)
             if not parts:  # most have codes, or the filter wants none: no need to wait for the thread
                 return [Best([], NO_VERSIONS, NO_ROWS, NO_VALUES)] * len(queries)
-            with self._watched():
+            with self.watch.noting():
                 found = await self._together.best(Ask(parts, queries, k))
             return [self._named(snapshot, *nearest) for nearest in found]
         finally:

@@ -59,7 +59,7 @@ class Double:
 
 
 def filled(array: Pinned, start: int, values: npt.NDArray[Any]) -> int:
-    """Put 4-byte values into a flat buffer as they are; returns where they end."""
-    end = start + values.size
-    array[start:end] = np.ascontiguousarray(values).reshape(-1).view(array.dtype)
-    return end
+    """Put whole words of values into a flat buffer as they are; returns where they end."""
+    words = np.ascontiguousarray(values).reshape(-1).view(array.dtype)
+    array[start : start + len(words)] = words
+    return start + len(words)
