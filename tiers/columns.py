@@ -13,8 +13,8 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from tiers.arrays import Int64s
 from tiers.part import Part
-from tiers.record import Int64s
 from tiers.segment import NEVER
 
 Mask = npt.NDArray[np.bool_]

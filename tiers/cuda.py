@@ -19,11 +19,11 @@ import numpy as np
 import numpy.typing as npt
 
 from tiers import kernels, score, tiling
+from tiers.arrays import Floats, Int64s
 from tiers.cuda_budget import Budget
 from tiers.cuda_errors import told
 from tiers.masks import Masks
 from tiers.part import Ask, Nearest, Shape
-from tiers.record import Floats, Int64s
 from tiers.staging import Double, Library, Staging, filled
 
 STAGING_BYTES = 4 << 20  # of each of the two buffers: a search waits for at most so much of a copy

@@ -13,12 +13,12 @@ from typing import Protocol
 
 import structlog
 
+from tiers.arrays import Floats, Int64s
 from tiers.cuda import CudaArena
 from tiers.cuda_budget import Budget
 from tiers.errors import ServiceMissing
 from tiers.host import HostArena
 from tiers.part import Ask, Nearest, Shape
-from tiers.record import Floats, Int64s
 from tiers.staging import Library
 
 log = structlog.get_logger()

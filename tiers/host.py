@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from tiers import score
+from tiers.arrays import Floats, Int64s
 from tiers.part import Ask, Nearest, Shape
-from tiers.record import Floats, Int64s
 
 NOTHING = Nearest(np.zeros(0, np.intp), np.zeros(0, np.float32))
 

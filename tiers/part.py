@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from tiers.record import Floats
+from tiers.arrays import Floats
 
 
 class Shape(NamedTuple):

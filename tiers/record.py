@@ -24,10 +24,11 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from tiers import arrays
 from tiers.errors import InvalidRecord
 
-Int64s = npt.NDArray[np.int64]
-Floats = npt.NDArray[np.float32]
+Int64s = arrays.Int64s
+Floats = arrays.Floats
 
 ID_BYTES_MAX = 512
 PAYLOAD_BYTES_MAX = 256 * 1024
