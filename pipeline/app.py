@@ -273,6 +273,7 @@ async def open_node(settings: Settings, tracing: Tracing = OFF) -> AsyncIterator
                 recall,
                 sql,
                 lease,
+                hot.watch,
                 *watchers,
             ],
         )

@@ -172,6 +172,7 @@ async def open_files(settings: Settings) -> list[Finding]:
 async def device(settings: Settings) -> list[Finding]:
     """Try the array library that would run hot."""
     found = await asyncio.to_thread(devices.choose, settings.hot.device)
+    await asyncio.to_thread(found.check, settings.hot.shape(settings.dim, settings.metric))
     size = settings.hot.capacity_rows * settings.dim * 4
     said = (
         f"{found.name}, {settings.hot.capacity_rows:,} rows, {size / GIB:.2f} GiB (hot.device = {settings.hot.device})"

@@ -27,6 +27,7 @@ from producers.expiry import ExpirySettings
 from producers.publisher import KafkaSettings
 from tiers import secret
 from tiers.cold import ColdSettings
+from tiers.cuda_budget import DTYPES
 from tiers.errors import SettingsError
 from tiers.glacier_settings import GlacierSettings
 from tiers.hot import HotSettings
@@ -230,6 +231,7 @@ def check(settings: Settings) -> None:
             settings.hot.capacity_rows < 2 * settings.hot.slab_rows * len(settings.owned()),
             f"each of {len(settings.owned())} partitions needs two slabs: {2 * settings.hot.slab_rows} rows for each",
         ),
+        ("hot.dtype", settings.hot.dtype, settings.hot.dtype not in DTYPES, f"one of {', '.join(DTYPES)}"),
         (
             "hot.copy_fraction",
             settings.hot.copy_fraction,

@@ -13,14 +13,14 @@ from __future__ import annotations
 import heapq
 from collections import Counter, defaultdict
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import NamedTuple, cast
 
 import numpy as np
-import numpy.typing as npt
 
+from tiers.columns import Columns
 from tiers.index import Index
-from tiers.record import Floats, Int64s, Row
+from tiers.record import Floats, Row
 from tiers.segment import NEVER
 from tiers.slab import Scans, Slab
 from tiers.tier import Location, TierName
@@ -36,16 +36,6 @@ class Told(NamedTuple):
     source: TierName
     target: TierName | None
     reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class Columns:
-    """Hot's columns by slot; copies and dirty rows have them in common."""
-
-    alive: npt.NDArray[np.bool_]
-    deleted: npt.NDArray[np.bool_]
-    version: Int64s
-    expires_at: Int64s
 
 
 class Copies:
@@ -149,8 +139,8 @@ class Copies:
 
     def publish(self, reserved: Sequence[tuple[int, Row]], partition: int, reason: str) -> int:
         """Make rows visible that are still the newest of their id, below hot and without a copy. One loop step (R3)."""
-        refused = []
-        before = self.promoted
+        refused: list[tuple[int, Row]] = []
+        shown: list[int] = []
         for slot, row in reserved:
             if self._reserved.get(slot) is not row:
                 continue  # the slab was taken back meanwhile
@@ -160,15 +150,16 @@ class Copies:
                 continue
             del self._reserved[slot]
             columns = self._columns
-            columns.deleted[slot], columns.version[slot] = False, row.version
+            columns.deleted[slot], columns.coded[slot], columns.version[slot] = False, False, row.version
             columns.expires_at[slot] = NEVER if row.expires_at is None else row.expires_at
-            columns.alive[slot] = True
+            shown.append(slot)
             self._slab(slot).rows[slot % self._rows] = row
             self._held[row.id] = Location(row.id, row.version, partition, slot)
             self.told[partition].append(Told(row.id, row.version, TierName(entry.home), TierName.HOT, reason))
-            self.promoted += 1
+        self._columns.appear(np.array(shown, np.int64))
+        self.promoted += len(shown)
         self.withhold(refused)
-        return self.promoted - before
+        return len(shown)
 
     def withhold(self, reserved: Iterable[tuple[int, Row]]) -> None:
         """Give up slots that were reserved."""
@@ -187,7 +178,7 @@ class Copies:
             where = self._held.pop(identifier, None)
             if where is None:
                 continue
-            self._columns.alive[where.slot] = False
+            self._columns.vanish(where.slot)
             self._index.forget_copy(identifier, where.slot)
             self.told[where.partition].append(Told(identifier, where.version, TierName.HOT, None, reason))
             self._leave(where.slot)

@@ -55,6 +55,10 @@ class OutcomeUnknown(IsothermError):
     """A write was sent and not answered: only a restart, which raises the epoch, makes it safe again (R4)."""
 
 
+class DeviceLost(IsothermError):
+    """The GPU failed, and every later call to it will: the process must end, a restart heals (R1, R9)."""
+
+
 class LogUnavailable(IsothermError):
     """Kafka did not confirm a message within the deadline; it may be in the log all the same."""
 

@@ -12,7 +12,6 @@ Back of the envelope, 256 dimensions: 1 KB a vector, 21 bytes of bookkeeping a r
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator, Sequence
-from dataclasses import dataclass
 from itertools import islice
 from typing import NamedTuple
 
@@ -22,18 +21,22 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from tiers import record, score
+from tiers import record
 from tiers.alone import choose, find, open_alone, settle
 from tiers.best import NO_ROWS, NO_VALUES, NO_VERSIONS, Best
-from tiers.copies import Columns, Copies
+from tiers.columns import Columns
+from tiers.copies import Copies
 from tiers.device import Device
 from tiers.device import choose as choose_device
+from tiers.device_watch import DeviceWatch
 from tiers.errors import TierFull
 from tiers.index import Index
+from tiers.part import Ask, Part, Shape
 from tiers.record import Bools, Floats, Int64s, Row
 from tiers.segment import NEVER
 from tiers.slab import COPIES, FREE, Scans, Slab
 from tiers.tier import Location, Places, Query, Receipt, Result, TierName, Usage, Vectors
+from tiers.together import Together
 from tiers.worker import SerialExecutor
 
 COLUMNAR_ROWS = 8  # from here on turning whole columns into values costs less than row by row
@@ -45,24 +48,40 @@ KEPT_FREE = 8  # copies take a slab only while more than one in so many stays fr
 class HotSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """`capacity_rows` is rounded down to whole slabs, and so is the fraction of it that copies may take.
 
-    `device` is auto, cpu or cuda. On a CPU rows get codes once a search would read more than `exact_rows` vectors of
-    hot (0: never).
+    `device` is auto, cpu or cuda. A GPU stores `dtype` (float32 or float16), and its searches have `scratch_bytes`
+    beside the vectors. On a CPU rows get codes once a search would read more than `exact_rows` vectors of hot (0:
+    never).
     """
 
     device: str = "auto"
+    dtype: str = "float32"
+    scratch_bytes: int = 256 << 20
     capacity_rows: int = 262_144
     slab_rows: int = 8_192
     copy_fraction: float = 0.25
     exact_rows: int = 16_384
 
+    @property
+    def slabs(self) -> int:
+        """How many slabs the capacity is."""
+        return max(1, self.capacity_rows // self.slab_rows)
 
-@dataclass(frozen=True, slots=True)
-class Snapshot:
-    """What one scan reads: the slabs as they were and a copied bitmap; no slab freed since is reused before it ends."""
+    def shape(self, dim: int, metric: str) -> Shape:
+        """Return what a device is to allocate."""
+        return Shape(self.slabs, self.slab_rows, dim, metric, self.dtype, self.scratch_bytes)
+
+
+class Snapshot(NamedTuple):
+    """What one scan reads: slabs as they were, and which rows; no slab freed since is reused before it ends."""
 
     number: int
-    slabs: list[tuple[int, Slab]]
-    alive: npt.NDArray[np.bool_]
+    slabs: dict[int, Slab]
+    parts: list[Part]
+
+    @property
+    def rows(self) -> int:
+        """How many rows may be found."""
+        return sum(part.size for part in self.parts)
 
 
 class Sealed(NamedTuple):
@@ -92,16 +111,11 @@ class HotMemory:
         self._alone = index is None
         self.index = index if index is not None else Index.of(shape)
         self.device = device if device is not None else choose_device(settings.device)
-        count = max(1, settings.capacity_rows // settings.slab_rows)
+        count = settings.slabs
         self._rows = settings.slab_rows
         dim = shape.field("vector").type.list_size
-        self._vectors = self.device.matrix(count * self._rows, dim)
-        self._scale = self.device.vector(count * self._rows)
-        self._alive = np.zeros(count * self._rows, bool)
-        self._deleted = np.zeros(count * self._rows, bool)  # tombstones: alive, and nothing that a scan may find
-        self._coded = np.zeros(count * self._rows, bool)  # found by their codes in the index
-        self._version = np.zeros(count * self._rows, np.int64)
-        self._expires = np.full(count * self._rows, NEVER)
+        self._arena = self.device.arena(settings.shape(dim, self.index.metric))
+        self.columns = Columns(count, self._rows)
         self._slabs = [Slab() for _ in range(count)]
         self._free = list(range(count - 1, -1, -1))
         self._open: dict[int, int] = {}
@@ -109,7 +123,7 @@ class HotMemory:
         self._scans = Scans()
         self.copies = Copies(
             self.index,
-            Columns(self._alive, self._deleted, self._version, self._expires),
+            self.columns,
             self._scans,
             slab_rows=self._rows,
             slabs_max=int(count * settings.copy_fraction),
@@ -119,6 +133,8 @@ class HotMemory:
             upload=self._upload,
         )
         self._thread = SerialExecutor("hot")
+        self._together = Together(self._arena, self._thread)
+        self.watch = DeviceWatch()
 
     @classmethod
     async def open(
@@ -131,7 +147,7 @@ class HotMemory:
         return hot
 
     def __repr__(self) -> str:
-        return f"<HotMemory {self.device.name}: {int(self._alive.sum())} rows, {len(self._free)} free slabs>"
+        return f"<HotMemory {self.device.name}: {int(self.columns.alive.sum())} rows, {len(self._free)} free slabs>"
 
     # -- ingest's two steps ------------------------------------------------------------------------------------------
 
@@ -178,31 +194,34 @@ class HotMemory:
             jobs.append((start, done, step))
             done += step
         await self._upload(jobs, vectors)
+        columns = self.columns
         versions, deleted = record.versions_of(batch), record.deleted_of(batch)
         expires_at = record.times_of(batch, "expires_at")
         expires_at = np.where(expires_at > 0, expires_at, NEVER)
         for start, done, step in jobs:
             here, there = slice(start, start + step), slice(done, done + step)
-            self._version[here], self._deleted[here], self._coded[here] = versions[there], deleted[there], False
-            self._expires[here] = expires_at[there]
+            columns.version[here], columns.deleted[here] = versions[there], deleted[there]
+            columns.coded[here], columns.expires_at[here] = False, expires_at[there]
         return slots
 
     async def _upload(self, jobs: list[tuple[int, int, int]], vectors: Floats) -> None:
-        """Copy to the device: at once on the host (a hop costs more than the copy), else on the device's thread."""
-        if self.device.name == "numpy":
-            self._copy(jobs, vectors)
-        else:
-            await self._thread.run(self._copy, jobs, vectors)
+        """Copy to the device: at once on the host (a hop costs more than the copy), else on the device's thread.
 
-    def _copy(self, jobs: list[tuple[int, int, int]], vectors: Floats) -> None:
-        scale = score.scales(vectors, self.index.metric)
-        for start, done, step in jobs:
-            self.device.upload(self._vectors, start, vectors[done : done + step])
-            self.device.upload(self._scale, start, scale[done : done + step])
+        So much at a time there, that searches come in between.
+        """
+        step = self._arena.chunk_rows
+        for start, done, rows in jobs:
+            if step is None:
+                self._arena.put(start, vectors[done : done + rows])
+                continue
+            for at in range(0, rows, step):
+                some = vectors[done + at : done + min(at + step, rows)]
+                with self.watch.noting():
+                    await self._thread.run(self._arena.put, start + at, some)
 
     def publish(self, slots: Int64s) -> None:
         """Make reserved rows visible to scans; call it in the same loop step as `index.put`."""
-        self._alive[slots] = True
+        self.columns.appear(slots)
 
     def _open_slab(self, partition: int) -> int:
         number = self._open.get(partition)
@@ -238,18 +257,17 @@ class HotMemory:
 
         Nor are those that have codes, unless it is to be `exact`.
         """
-        slabs = [(number, slab.frozen()) for number, slab in enumerate(self._slabs) if slab.live]
-        used = slice(0, (slabs[-1][0] + 1) * self._rows if slabs else 0)  # low slabs are given out first
-        wanted = self._alive[used] & ~self._deleted[used] & (self._expires[used] > now_ms)
-        if not exact:
-            wanted &= ~self._coded[used]
-        alive = np.zeros(len(self._alive), bool)
-        alive[used] = wanted
-        return Snapshot(self._scans.begin(), slabs, alive)
+        slabs, parts = {}, []
+        for number, slab in enumerate(self._slabs):
+            if slab.live and (part := self.columns.part(number, slab.fill, now_ms, exact=exact)).size:
+                slabs[number] = slab.frozen()
+                parts.append(part)
+        return Snapshot(self._scans.begin(), slabs, parts)
 
     def sealed(self) -> Sealed | None:
         """Return the rows of the slab with most that have no code; None when a search need not be spared so much."""
-        plain = self._alive & ~self._deleted & ~self._coded
+        columns = self.columns
+        plain = columns.alive & ~columns.deleted & ~columns.coded
         if self.device.name != "numpy" or not self.settings.exact_rows or plain.sum() <= self.settings.exact_rows:
             return None
         by_slab = plain.reshape(len(self._slabs), self._rows).sum(axis=1)
@@ -259,47 +277,55 @@ class HotMemory:
             return None
         rows = np.flatnonzero(plain[number * self._rows : (number + 1) * self._rows])
         slab, slots = self._slabs[number].frozen(), rows + number * self._rows
-        snapshot = Snapshot(self._scans.begin(), [(number, slab)], plain)
         ids = slab.ids()
-        return Sealed(snapshot, [ids[row] for row in rows.tolist()], self._version[slots], slots)
+        snapshot = Snapshot(self._scans.begin(), {number: slab}, [])
+        return Sealed(snapshot, [ids[row] for row in rows.tolist()], columns.version[slots], slots)
 
     def vectors_at(self, slots: Int64s) -> Floats:
-        """Return copies of the vectors in these slots, on the host. Any thread, while a snapshot holds their slab."""
-        found: Floats = self._vectors[slots]
+        """Return copies of vectors that the host has in its memory. Any thread, while a snapshot holds their slab."""
+        found = self._arena.vectors(slots)
+        assert found is not None, "rows of a GPU get no codes"
         return found
 
     def coded(self, slots: Int64s) -> None:
         """Leave these rows out of scans: the index has their codes from this loop step on."""
-        self._coded[slots] = True
+        self.columns.code(slots)
 
     async def scan(self, snapshot: Snapshot, queries: Floats, k: int, only: Int64s | None = None) -> list[Best]:
-        """Return the k best for each of float32[queries, dim], best first; `only` these slots if given."""
-        ranges = [(n * self._rows, n * self._rows + slab.fill) for n, slab in snapshot.slabs]
-        alive = snapshot.alive
-        if only is not None:
-            alive = np.zeros(len(alive), bool)
-            alive[only] = snapshot.alive[only]
+        """Return the k best for each of float32[queries, dim], best first; `only` these slots if given.
+
+        TierUnavailable where a GPU has no memory for it; DeviceLost where it has failed for good.
+        """
         try:
-            if not alive.any():  # most have codes, or the filter wants none: no need to wait for the thread
+            parts = snapshot.parts if only is None else self._narrowed(snapshot.parts, only)
+            if not parts:  # most have codes, or the filter wants none: no need to wait for the thread
                 return [Best([], NO_VERSIONS, NO_ROWS, NO_VALUES)] * len(queries)
-            found = await self._thread.run(self._best, ranges, alive, queries, k)
-            slabs = dict(snapshot.slabs)
-            return [
-                Best(
-                    [slabs[row // self._rows].id_at(row % self._rows) for row in rows.tolist()],
-                    self._version[rows],
-                    np.arange(len(rows)),
-                    values,
-                )
-                for rows, values in found
-            ]
+            with self.watch.noting():
+                found = await self._together.best(Ask(parts, queries, k))
+            return [self._named(snapshot, *nearest) for nearest in found]
         finally:
             self.release(snapshot)
 
-    def _best(
-        self, ranges: list[tuple[int, int]], alive: npt.NDArray[np.bool_], queries: Floats, k: int
-    ) -> list[tuple[npt.NDArray[np.intp], Floats]]:
-        return [self.device.best(self._vectors, self._scale, ranges, alive, query, k) for query in queries]
+    def _narrowed(self, parts: Sequence[Part], only: Int64s) -> list[Part]:
+        """Return the parts with none but these slots in them."""
+        found = []
+        slots = np.sort(only)
+        numbers = np.array([part.slab for part in parts], np.int64)
+        starts = np.searchsorted(slots, numbers * self._rows).tolist()
+        ends = np.searchsorted(slots, (numbers + 1) * self._rows).tolist()
+        for part, start, end in zip(parts, starts, ends, strict=True):
+            if start == end:
+                continue
+            wanted = np.zeros(self._rows, bool)
+            rows = slots[start:end] - part.slab * self._rows
+            wanted[rows] = part.wanted[rows]
+            if count := int(np.count_nonzero(wanted)):
+                found.append(Part(part.slab, part.fill, wanted, count))
+        return found
+
+    def _named(self, snapshot: Snapshot, slots: npt.NDArray[np.intp], values: Floats) -> Best:
+        ids = [snapshot.slabs[slot // self._rows].id_at(slot % self._rows) for slot in slots.tolist()]
+        return Best(ids, self.columns.version[slots], np.arange(len(slots)), values)
 
     def release(self, snapshot: Snapshot) -> None:
         """Say that no scan of this snapshot begins any more; again does nothing."""
@@ -335,7 +361,7 @@ class HotMemory:
         for number, slab in list(enumerate(self._slabs)):
             for start, batch in zip(list(slab.starts), list(slab.batches), strict=True):
                 slots = np.arange(start, start + batch.num_rows) + number * self._rows
-                alive = self._alive[slots]
+                alive = self.columns.alive[slots]
                 if alive.any() and self._slabs[number] is slab:  # not freed and used again meanwhile
                     yield batch.append_column("slot", pa.array(slots)).filter(pa.array(alive))
         copies = self.copies.all()
@@ -353,12 +379,12 @@ class HotMemory:
 
     async def vectors(self, places: Places, *, spent: int | None = 0) -> Vectors:  # noqa: ARG002 - all are in memory
         """See Tier; copied, since a slab may be used again before they are scored."""
-        if self.device.name != "numpy":
-            return Vectors([None if row is None else row.vector for row in self._fetch(places)])
-        slots = places.slots
-        held = self._alive[slots] & ~self._deleted[slots] & (self._version[slots] == places.versions)
+        columns, slots = self.columns, places.slots
+        held = columns.alive[slots] & ~columns.deleted[slots] & (columns.version[slots] == places.versions)
         at = np.flatnonzero(held)
-        taken = self.vectors_at(slots[at])
+        taken = self._arena.vectors(slots[at])
+        if taken is None:
+            return Vectors([None if row is None else row.vector for row in self._fetch(places)])
         found: list[Floats | None] = [None] * len(slots)
         for position, vector in zip(at.tolist(), taken, strict=True):
             owner = self._slabs[slots[position] // self._rows].partition
@@ -388,7 +414,7 @@ class HotMemory:
     async def gather(self, places: Places) -> tuple[pa.RecordBatch, Bools]:
         """See Tier; taken from the batches in which the rows came, a run of them without a copy of its own."""
         slots = places.slots
-        there = self._alive[slots] & (self._version[slots] == places.versions)
+        there = self.columns.alive[slots] & (self.columns.version[slots] == places.versions)
         parts: list[pa.RecordBatch] = []
         at = np.flatnonzero(there)
         for run in np.split(at, np.flatnonzero(np.diff(slots[at]) != 1) + 1) if len(at) else ():
@@ -412,7 +438,7 @@ class HotMemory:
             slot, count = slot + step, count - step
 
     def _holds(self, where: Location) -> bool:
-        return bool(self._alive[where.slot] and self._version[where.slot] == where.version)
+        return bool(self.columns.alive[where.slot] and self.columns.version[where.slot] == where.version)
 
     async def evict(self, keys: Sequence[Location], receipt: Receipt | None) -> int:  # noqa: ARG002 - see Tier
         """See Tier."""
@@ -426,10 +452,10 @@ class HotMemory:
         copied = places.those(owner == COPIES)
         evicted = self.copies.evict([where.id for where in copied if self.copies.holds(where)], "superseded")
         # A slab may be another partition's by now, with its versions.
-        held = (owner == places.partitions) & self._alive[places.slots]
-        held &= self._version[places.slots] == places.versions
+        held = (owner == places.partitions) & self.columns.alive[places.slots]
+        held &= self.columns.version[places.slots] == places.versions
         slots = np.unique(places.slots[held])
-        self._alive[slots] = False
+        self.columns.vanish(slots)
         for slab, rows in zip(*np.unique(slots // self._rows, return_counts=True), strict=True):
             self._forget(int(slab), int(rows))
         return evicted + len(slots)
@@ -447,7 +473,7 @@ class HotMemory:
         self.copies.take_back(self.copies.slabs)
         for number, slab in enumerate(self._slabs):
             if slab.partition != FREE:
-                self._alive[number * self._rows : (number + 1) * self._rows] = False
+                self.columns.empty(number)
                 self._release(number)
         self._open.clear()
         if self._alone:
@@ -458,8 +484,8 @@ class HotMemory:
         self._thread.close()
 
     async def device_memory(self) -> dict[str, int]:
-        """Return bytes of device memory by kind (Device.memory); empty on a host."""
-        return await self._thread.run(self.device.memory)
+        """Return bytes of device memory by kind (Arena.memory); empty on a host."""
+        return await self._thread.run(self._arena.memory)
 
     async def usage(self) -> Usage:
         """See Tier. Bytes are those of slabs in use, dead rows and all: pressure must see what cannot be reserved.
@@ -468,5 +494,5 @@ class HotMemory:
         """
         slab_bytes = self._rows * 4 * self.shape.field("vector").type.list_size
         in_use = len(self._slabs) - len(self._free) - self.copies.slabs
-        rows = int(self._alive.sum()) - len(self.copies)
+        rows = int(self.columns.alive.sum()) - len(self.copies)
         return Usage(rows, in_use * slab_bytes, len(self._slabs) * self._rows, len(self._slabs) * slab_bytes)

@@ -25,12 +25,13 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from tiers import arrays
 from tiers.errors import InvalidRecord
 from tiers.ids import partition as partition  # noqa: PLC0414 - part of what a record is, for all who have one
 from tiers.ids import partitions as partitions  # noqa: PLC0414
 
-Int64s = npt.NDArray[np.int64]
-Floats = npt.NDArray[np.float32]
+Int64s = arrays.Int64s
+Floats = arrays.Floats
 Bools = npt.NDArray[np.bool_]
 
 ID_BYTES_MAX = 512

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from tiers.record import Floats
+from tiers.arrays import Floats
 
 METRICS = ("cosine", "dot")
 

@@ -6,7 +6,9 @@ CuPy imports without a GPU, so the list is made on any machine with the wheel in
     PYTHONPATH=/some/folder python tests/tiers/cupy_api.py > tests/tiers/cupy_api.json
 
 `functions` are callables (ufuncs too) with their parameters, None where CuPy documents none; `values` are the other
-names; `ndarray` is what an array has. Defaults are all written None: what matters is which parameters there are.
+names; `ndarray` is what an array has, `classes` what the classes have that hot uses. Defaults are all written None:
+what matters is which parameters there are. The module of cuBLAS does not import without that library, which is large,
+so its functions and constants are read from the compiled file, which has them as text.
 """
 
 from __future__ import annotations
@@ -15,11 +17,14 @@ import inspect
 import json
 import re
 import sys
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
 FILE = Path(__file__).parent / "cupy_api.json"
-SPACES = ("", "cuda", "cuda.runtime")
+BLAS = "cuda.cublas"
+SPACES = ("", "cuda", "cuda.runtime", "cuda.driver", "cuda.memory", BLAS)
+CLASSES = ("RawModule", "cuda.Device", "cuda.Event", "cuda.MemoryPool", "cuda.Stream")
 
 
 def load() -> dict[str, Any]:
@@ -35,8 +40,16 @@ def signature(parameters: str) -> inspect.Signature:
 
 def made(cupy: Any) -> dict[str, Any]:
     """Return the list for an imported CuPy."""
-    out: dict[str, Any] = {"cupy": cupy.__version__, "functions": {}, "values": []}
-    for space in SPACES:
+    out: dict[str, Any] = {"cupy": cupy.__version__, "functions": {}, "values": [], "classes": {}}
+    for name in CLASSES:
+        found = attrgetter(name)(cupy)
+        out["classes"][name] = sorted(each for each in dir(found) if not each.startswith("_"))
+    (file,) = Path(cupy.__file__).parent.parent.glob("cupy_backends/cuda/libs/cublas.*.so")
+    binary = file.read_bytes().decode("latin-1")
+    for name, parameters in re.findall(r"[\0\n](\w+)\((intptr_t handle[^()\0]*)\)(?: ->[^\0]*)?(?=\0)", binary):
+        out["functions"][f"{BLAS}.{name}"] = _text(signature(re.sub(r"(?:\w+ )+(\w+)", r"\1", parameters)))
+    out["values"] += sorted({f"{BLAS}.{name}" for name in re.findall(r"(?<=[\0.])CUBLAS\w+(?=[\0.])", binary)})
+    for space in SPACES[:-1]:
         module = cupy
         for part in filter(None, space.split(".")):
             module = getattr(module, part)

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import sys
 from contextlib import suppress
 from dataclasses import replace
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from tests.tiers.rows import DIM, SHAPE, batch, row
-from tests.tiers.strict import API, StrictArray, StrictCupy, StrictDevice
+from tests.tiers.strict import StrictDevice
 from tiers import read, record
-from tiers.device import CudaDevice, HostDevice, choose
-from tiers.errors import ServiceMissing, TierFull
+from tiers.device import HostDevice
+from tiers.errors import TierFull
 from tiers.hot import HotMemory, HotSettings
 from tiers.index import Index
 from tiers.record import pack_version
@@ -24,6 +22,7 @@ from tiers.tier import Location, Query, TierName
 pytestmark = pytest.mark.unit
 
 SLAB = 4
+ALLOCATIONS = 4  # vectors, masks, questions and scratch memory
 QUERY = np.ones(DIM, np.float32)
 
 
@@ -176,206 +175,7 @@ async def test_device_memory_is_allocated_once():
         hot.evict_now(places)
     await hot.cleanup()
 
-    assert device.allocations == 2
-
-
-# -- the stand-in itself ---------------------------------------------------------------------------------------------
-
-
-class Sound(StrictDevice):
-    """The product's scan, written out so that an abuse can change one line of it."""
-
-    def best(self, matrix, scale, ranges, mask, query, k):
-        self._own()
-        xp, (start, end) = self.xp, ranges[0]
-        values = self.values(xp, matrix[start:end], xp.asarray(query), query)
-        values = xp.where(xp.asarray(mask[start:end]), values * scale[start:end], -xp.inf)
-        at = self.order(xp, values)[:k]
-        found = self.answer(xp, values[at])
-        return self._host(at).astype(np.intp) + start, found
-
-    def values(self, xp, matrix, query, host):
-        return matrix @ query
-
-    def order(self, xp, values):
-        return xp.argsort(-values)
-
-    def answer(self, xp, values):
-        return self._host(values)
-
-
-class ANameThatCupyLacks(Sound):
-    def values(self, xp, matrix, query, host):
-        return xp.vecdot(matrix, query)
-
-
-class AParameterThatCupyLacks(Sound):
-    def order(self, xp, values):
-        return xp.argsort(-values, stable=True)
-
-
-class AMethodThatCupyLacks(Sound):
-    def order(self, xp, values):
-        return (-values).argsort(kind="stable", stable=True)
-
-
-class ConvertsByTheWay(Sound):
-    def answer(self, xp, values):
-        return np.asarray(values)
-
-
-class ComputesWithAnArrayOfTheHost(Sound):
-    def values(self, xp, matrix, query, host):
-        return matrix @ host
-
-
-class LooksOutOfBounds(Sound):
-    def order(self, xp, values):
-        return xp.argsort(-values) + len(values)
-
-
-class TakesOutOfBounds(Sound):
-    def answer(self, xp, values):
-        return self._host(xp.take(values, xp.asarray([len(values)])))
-
-
-class AsksForATruth(Sound):
-    def order(self, xp, values):
-        return xp.argsort(-values) if values.max() > 0 else xp.argsort(values)
-
-
-class ScattersTwiceToOnePlace(Sound):
-    def upload(self, target, start, values):
-        self._own()
-        places = self.xp.asarray(np.zeros(len(values), np.int64) + start)
-        target[places] = self.xp.asarray(values)
-
-
-class WritesAnotherType(Sound):
-    def upload(self, target, start, values):
-        self._own()
-        target[start : start + len(values)] = self.xp.asarray(values, dtype=np.float64)
-
-
-class AllocatesWhileItRuns(Sound):
-    def values(self, xp, matrix, query, host):
-        return self.matrix(len(matrix), len(host)) @ query
-
-
-class UploadsFromTheLoop(Sound):
-    def __init__(self):
-        super().__init__()
-        self.name = "numpy"  # hot copies at once where it believes that it is on the host
-
-
-ABUSES = [
-    (ANameThatCupyLacks, AttributeError, "no 'vecdot'"),
-    (AParameterThatCupyLacks, TypeError, "stable"),
-    (AMethodThatCupyLacks, TypeError, "kind|stable"),
-    (ConvertsByTheWay, TypeError, "touched an array"),
-    (ComputesWithAnArrayOfTheHost, TypeError, r"numpy\.ndarray"),
-    (LooksOutOfBounds, IndexError, "wrap it silently"),
-    (TakesOutOfBounds, IndexError, "wrap it silently"),
-    (AsksForATruth, TypeError, "touched an array"),
-    (ScattersTwiceToOnePlace, IndexError, "one place twice"),
-    (WritesAnotherType, TypeError, "converted on the way"),
-    (AllocatesWhileItRuns, AssertionError, "at start only"),
-    (UploadsFromTheLoop, AssertionError, "loop's thread"),
-]
-
-
-async def used(device) -> list[str]:
-    """Store three rows, search for one of them, and return the ids found."""
-    hot = HotMemory(SETTINGS, SHAPE, partitions=2, index=Index.of(SHAPE), device=device)
-    try:
-        given = numbered(0, 3)
-        await ingest(hot, 0, *given)
-        found = await nearest(hot, hot.snapshot(), given[1].vector, 2)
-    finally:
-        await hot.cleanup()
-    return [name for _, name in found]
-
-
-async def test_the_scan_that_the_abuses_change_is_sound():
-    """Unchanged it finds what the product's own device finds, through the stand-in and on the host."""
-    found = [await used(device()) for device in (Sound, StrictDevice, HostDevice)]
-
-    assert "id-1" == found[0][0]
-    assert found[0] == found[1] == found[2]
-
-
-@pytest.mark.parametrize(("abuse", "error", "says"), ABUSES)
-async def test_the_stand_in_catches_an_abuse(abuse, error, says):
-    """Each is one line that NumPy takes, and that a GPU refuses, or answers with something else."""
-    with pytest.raises(error, match=says):
-        await used(abuse())
-
-
-def test_the_stand_in_refuses_the_host():
-    """Its arrays cannot be converted, iterated, compared or computed with from the host."""
-    array = StrictDevice().matrix(2, 2)
-    host = np.ones((2, 2), np.float32)
-    for touch in (
-        np.asarray,
-        list,
-        bool,
-        float,
-        int,
-        memoryview,
-        np.sum,
-        lambda a: np.add(a, 1),
-        lambda a: a + host,
-        lambda a: host + a,
-        lambda a: host @ a,
-        lambda a: a == host,
-        lambda a: a[np.array([0])],
-        lambda a: a.__setitem__(0, host[0]),
-    ):
-        with pytest.raises(TypeError):
-            touch(array)
-
-    assert isinstance(array, StrictArray)
-    assert (2, (2, 2), np.float32) == (len(array), array.shape, array.dtype)
-    assert (2, 2) == array.get().shape
-
-
-def test_the_stand_in_has_cupys_names_and_no_others():
-    """What the list lacks is absent, submodules too; what it has and the stand-in cannot act out says so."""
-    xp = StrictCupy()
-    for absent in ("vecdot", "matvec", "scatter_add", "cuda.runtime.notThere", "float999"):
-        with pytest.raises(AttributeError):
-            _reach(xp, absent)
-    with pytest.raises(NotImplementedError):
-        xp.RawKernel  # noqa: B018 - the access is what is tested
-    with pytest.raises(AttributeError):
-        xp.zeros(2).reshaped  # noqa: B018
-
-    assert "14.2.0" == API["cupy"]
-    assert len(API["functions"]) > 400
-    assert {"asarray", "asnumpy", "argsort", "where", "zeros"} <= API["functions"].keys()
-
-
-def _reach(thing, path):
-    for name in path.split("."):
-        thing = getattr(thing, name)
-    return thing
-
-
-def test_the_product_runs_the_very_device_that_the_stand_in_tests(monkeypatch):
-    """With a CuPy that answers, "auto" and "cuda" give the device that the strict one is made of."""
-    monkeypatch.setitem(sys.modules, "cupy", StrictCupy())
-
-    assert [CudaDevice, CudaDevice] == [type(choose(kind)) for kind in ("auto", "cuda")]
-    assert issubclass(StrictDevice, CudaDevice)
-
-
-def test_a_gpu_asked_for_is_never_replaced(monkeypatch):
-    """`hot.device = "cuda"` without a GPU stops the start; "auto" and "cpu" run on the host."""
-    monkeypatch.setitem(sys.modules, "cupy", None)
-    with pytest.raises(ServiceMissing):
-        choose("cuda")
-
-    assert [choose("auto").name, choose("cpu").name] == ["numpy", "numpy"]
+    assert ALLOCATIONS == device.machine.allocations
 
 
 # -- copies ----------------------------------------------------------------------------------------------------------
@@ -537,7 +337,7 @@ async def test_device_memory_is_not_allocated_for_copies():
         hot.copies.evict(names, "test")
     await hot.cleanup()
 
-    assert device.allocations == 2
+    assert ALLOCATIONS == device.machine.allocations
 
 
 async def test_a_reservation_given_up_keeps_no_slot(lent):
@@ -548,15 +348,3 @@ async def test_a_reservation_given_up_keeps_no_slot(lent):
         lent.copies.withhold(await reserving)
 
     assert (8, 0) == (lent.copies.room(), lent.copies.slabs)
-
-
-def test_device_memory_is_asked_of_cupy_by_names_that_it_has():
-    """A host has none to tell of; CuPy's own numbers and its pool's are told by kind."""
-    pool = SimpleNamespace(used_bytes=lambda: 3, total_bytes=lambda: 4)
-    cuda = SimpleNamespace(runtime=SimpleNamespace(memGetInfo=lambda: (1, 2)))
-    device = CudaDevice(SimpleNamespace(cuda=cuda, get_default_memory_pool=lambda: pool))
-    names = API["functions"].keys() | set(API["values"])
-
-    assert {"cuda.runtime.memGetInfo", "get_default_memory_pool"} <= names
-    assert {"free": 1, "total": 2, "pool_used": 3, "pool_held": 4} == device.memory()
-    assert {} == HostDevice().memory()
