@@ -65,7 +65,8 @@ from tiers.hot import HotMemory
 from tiers.index import Index
 from tiers.rebuild import load
 from tiers.scan import Scanner
-from tiers.tier import Location, Tier, TierName, Usage
+from tiers.tier import Location, Tier, TierName
+from tiers.usages import Usages
 from tiers.warm import WarmMemory
 from tiers.worker import SerialExecutor
 
@@ -120,15 +121,12 @@ class Node:
     coder: Coder
     recall: Recall
     embed: Embed | None
+    usages: Usages
     services: list[Service] = field(default_factory=list)
 
     def replaying(self) -> list[int]:
         """Return the partitions that do not answer yet (R7)."""
         return [partition for partition in self.lanes if not self.ingest.ready(partition)]
-
-    async def usages(self) -> dict[TierName, Usage]:
-        """Return the usage of every tier."""
-        return {name: await tier.usage() for name, tier in self.tiers.items()}
 
 
 async def supervise(services: Sequence[Service], stop: asyncio.Event, drain_s: float) -> None:
@@ -201,9 +199,8 @@ async def open_node(settings: Settings, tracing: Tracing = OFF) -> AsyncIterator
             tracing,
         )
 
-        async def usages() -> Mapping[TierName, Usage]:
-            return {name: await tier.usage() for name, tier in tiers.items()}
-
+        usages = await Usages.open(tiers)
+        stack.push_async_callback(usages.close)
         heat = Heat(index, settings.policy.heat_half_life_s, promotion, now_ms)
         demote = Demote(settings.move, settings.policy, index, mover, lanes, usages, hot.copies.evict)
         handlers: dict[str, Handler] = {topics.memories: ingest, topics.access: heat, topics.age: demote}
@@ -263,6 +260,7 @@ async def open_node(settings: Settings, tracing: Tracing = OFF) -> AsyncIterator
             coder=coder,
             recall=(recall := _recall(settings, index, tiers, coder)),
             embed=embed,
+            usages=usages,
             services=[
                 reader,
                 *lanes.values(),

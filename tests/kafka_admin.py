@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from functools import partial
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewPartitions, NewTopic
 from aiokafka.admin.records_to_delete import RecordsToDelete
+
+from tests.nodes import until
 
 
 @asynccontextmanager
@@ -22,24 +24,29 @@ async def administration(bootstrap: str) -> AsyncIterator[AIOKafkaAdminClient]:
         await admin.close()
 
 
+async def _has(admin: AIOKafkaAdminClient, topic: str, count: int) -> bool:
+    return len((await admin.describe_topics([topic]))[0]["partitions"]) == count
+
+
+async def _gone(admin: AIOKafkaAdminClient, topic: str) -> bool:
+    return topic not in await admin.list_topics()
+
+
 async def add_partitions(bootstrap: str, topic: str, count: int) -> None:
     """Give a topic `count` partitions in all."""
     async with administration(bootstrap) as admin:
         await admin.create_partitions({topic: NewPartitions(count)})
-        while len((await admin.describe_topics([topic]))[0]["partitions"]) != count:
-            await asyncio.sleep(0.05)
+        await until(partial(_has, admin, topic, count))
 
 
 async def remake(bootstrap: str, topic: str, partitions: int) -> None:
     """Delete a topic and make another of its name."""
     async with administration(bootstrap) as admin:
         await admin.delete_topics([topic])
-        while topic in await admin.list_topics():
-            await asyncio.sleep(0.05)
+        await until(partial(_gone, admin, topic))
         answer = await admin.create_topics([NewTopic(topic, partitions, 1)])
         assert [0] == [code for _, code, *_ in answer.topic_errors]
-        while len((await admin.describe_topics([topic]))[0]["partitions"]) != partitions:
-            await asyncio.sleep(0.05)
+        await until(partial(_has, admin, topic, partitions))
 
 
 async def delete_before(bootstrap: str, topic: str, offsets: Mapping[int, int]) -> None:

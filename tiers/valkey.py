@@ -73,23 +73,28 @@ class Script:
         """Tell the server the script; it forgets it when it restarts."""
         await send(client, "SCRIPT", "LOAD", self.text)
 
-    async def run(self, client: Redis, keys: Sequence[bytes], *arguments: Argument) -> Any:
+    async def run(
+        self, client: Redis, keys: Sequence[bytes], *arguments: Argument, answer_s: float | None = None
+    ) -> Any:
         """Run it once and return its reply; one that the server did not know is loaded first, nothing ran then."""
         try:
-            return await send(client, "EVALSHA", self.sha, len(keys), *keys, *arguments)
+            return await send(client, "EVALSHA", self.sha, len(keys), *keys, *arguments, answer_s=answer_s)
         except wrong.NoScriptError:
             await self.load(client)
-            return await send(client, "EVALSHA", self.sha, len(keys), *keys, *arguments)
+            return await send(client, "EVALSHA", self.sha, len(keys), *keys, *arguments, answer_s=answer_s)
 
 
-async def send(client: Redis, *command: Argument) -> Any:
+async def send(client: Redis, *command: Argument, answer_s: float | None = None) -> Any:
     """Send one command that may write, once, and return its reply; every failure as what the caller may conclude.
 
-    A caller that is cancelled meanwhile knows nothing of the outcome, as with OutcomeUnknown.
+    `answer_s` is waited for instead of the client's own timeout: what was sent has an outcome, and a server that is
+    slow will tell it. A caller that is cancelled meanwhile knows nothing of the outcome, as with OutcomeUnknown.
     """
     pool = cast("BlockingConnectionPool", client.connection_pool)
     with reading(client):  # until here nothing has left
         connection = await pool.get_connection()  # type: ignore[no-untyped-call]
+    usual_s = connection.socket_timeout
+    connection.socket_timeout = usual_s if answer_s is None else answer_s
     try:
         await connection.send_command(*command)
         return await connection.read_response()
@@ -100,6 +105,7 @@ async def send(client: Redis, *command: Argument) -> Any:
     except (wrong.RedisError, OSError) as error:
         raise OutcomeUnknown(f"{address(client)} did not answer a {command[0]!s}: {error}") from error
     finally:
+        connection.socket_timeout = usual_s
         await pool.release(connection)
 
 

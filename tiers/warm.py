@@ -148,7 +148,9 @@ class WarmMemory:
         for call in self._keys.calls(unique["id"].to_pylist(), partition, rows_max):
             packed = codec.encode_batch(unique.take(pa.array(call.rows)))
             try:
-                reply = await script.run(self.client, call.keys, epochs[call.partition], *packed)
+                reply = await script.run(
+                    self.client, call.keys, epochs[call.partition], *packed, answer_s=self._settings.answer_s
+                )
             except (TierFull, TierUnavailable) as error:
                 if script is STORE:
                     raise
@@ -164,7 +166,8 @@ class WarmMemory:
         dropped = 0
         for call in self._keys.calls([where.id for where in keys], partition, PAGE_ROWS):
             epoch = self._epoch(call.partition)
-            dropped += await EVICT.run(self.client, call.keys, epoch, versions[call.rows].tobytes())
+            gone = versions[call.rows].tobytes()
+            dropped += await EVICT.run(self.client, call.keys, epoch, gone, answer_s=self._settings.answer_s)
         return dropped
 
     async def clear(self) -> None:

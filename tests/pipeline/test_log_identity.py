@@ -88,11 +88,15 @@ async def refused(settings: Settings, words: str) -> None:
 
 async def ends(settings: Settings, accident: Callable[[], Awaitable[None]], words: str) -> None:
     """Hold that a running node ends by itself after an accident, and says why."""
-    with pytest.raises(BaseExceptionGroup) as failed:
+
+    async def live() -> None:
         async with MemoryManager.open(settings) as memory:
             await memory.ready()
             await accident()
             await asyncio.Event().wait()
+
+    with pytest.raises(BaseExceptionGroup) as failed:
+        await live()
     error: BaseException = failed.value
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
@@ -159,7 +163,7 @@ class TestMadeAgain:
                 }
                 there = await found(memory, *(f"id-{n}" for n in range(COUNT) if n != 3))
                 assert {f"id-{n}": (0, payload(n)) for n in range(COUNT) if n != 3} == there
-                with pytest.raises(InvalidRecord, match="at_least was given for epoch 0.*epoch 1"):
+                with pytest.raises(InvalidRecord, match=r"at_least was given for epoch 0.*epoch 1"):
                     await memory.retrieve(Query(ids=["id-0"], at_least=old))
         assert 2 == (await adopt(settings))[0], "once adopted there is nothing to adopt"
 
