@@ -125,7 +125,7 @@ def unsynced(preload: Preload, events: Sequence[Event]) -> set[str]:
             bytes_of.discard(path)
         elif op == "syncdir":
             listed = {f"{path.rstrip('/')}/{name}" for _, _, name in _names(preload.shadow, facts[1])}
-            names -= listed
+            names = {each for each in names if each.rpartition("/")[0] != path.rstrip("/")}  # listed, or gone
             known |= listed  # perhaps made, and not written yet
         elif op == "unlink":
             bytes_of.discard(path)

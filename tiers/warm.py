@@ -103,7 +103,7 @@ class WarmMemory:
 
     async def _raise(self, partition: int, epoch: int, present_max: int) -> None:
         for key in self._keys.epochs(partition):
-            await RAISE.run(self.client, [key], epoch, present_max)
+            await RAISE.run(self.client, [key], epoch, present_max, answer_s=self._settings.answer_s)
         self._epochs[partition] = epoch
 
     def _epoch(self, partition: int) -> int:

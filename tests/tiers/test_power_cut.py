@@ -34,7 +34,7 @@ log = structlog.get_logger()
 
 ROOT = Path(__file__).parents[2]
 #: What is written and may be lost: it is made again from what is durable, or found to be incomplete by its checksums.
-DERIVED = ("/cold/cold.side", "/cold/cold.lock", "/lock", "/cold/cold.tmp")
+DERIVED = ("/cold/cold.side", "/cold/cold.lock", "/cold/cold.mark", "/lock", "/cold/cold.tmp")
 
 
 @pytest.fixture(scope="module")

@@ -175,7 +175,7 @@ class TestLostReply:
 
     async def test_a_server_that_hangs_for_a_while_costs_no_outcome(self, own: ValkeyServer) -> None:
         """A write waits longer for its answer than a read: what was sent has an outcome, and the server tells it."""
-        async with opened(WarmSettings(url=own.url, timeout_ms=100)) as tier:
+        async with opened(WarmSettings(url=own.url, timeout_ms=1_500)) as tier:
             await tier.usage()
             own.freeze()
             storing = asyncio.ensure_future(tier._put(rows(300)))
