@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import signal
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -39,8 +41,14 @@ PARTITIONS = 8
 class NodeProcess:
     """`isotherm run` as a child, its log in a file."""
 
-    def __init__(self, directory: Path, stack: Stack, more: dict[str, Any] | None = None) -> None:
-        self.log = directory / "node.log"
+    def __init__(
+        self,
+        directory: Path,
+        stack: Stack,
+        more: dict[str, Any] | None = None,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
+        self.log, self._environment = directory / "node.log", os.environ | dict(environment or {})
         self._settings = {
             **SETTINGS,
             "data": directory / "node",
@@ -63,7 +71,7 @@ class NodeProcess:
         position = self.log.stat().st_size if self.log.exists() else 0
         with self.log.open("ab") as out:
             self._child = await asyncio.create_subprocess_exec(
-                sys.executable, "-m", "pipeline.cli", "run", *given, stdout=out, stderr=out
+                sys.executable, "-m", "pipeline.cli", "run", *given, stdout=out, stderr=out, env=self._environment
             )
         while self._child.returncode is None:
             lines = self.log.read_bytes()[position:].splitlines()
