@@ -6,6 +6,7 @@ And once it is well again everything goes on by itself, and everything acknowled
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -28,7 +29,7 @@ from tiers.tier import TierName
 
 HOT, WARM, COLD, GLACIER = TierName
 HOT_ROWS = 512
-FLOOD = 1_200  # records: more than hot holds
+FLOOD = 900  # records: more than hot holds
 
 
 def options(stack: Stack, prefix: str, data: Path, url: str, **more: Any) -> Settings:
@@ -160,16 +161,7 @@ async def test_a_full_disk_stalls_moves_until_there_is_room(
     stack: Stack, prefix: str, tmp_path: Path, place: str
 ) -> None:
     """ENOSPC under DuckDB, side file or archive: the node lives, answers, loses nothing, and goes on with room."""
-    preload = Preload(tmp_path, tmp_path / "disk")
-    node = NodeProcess(
-        preload.root,
-        stack,
-        {"kafka.prefix": prefix, "warm.prefix": prefix, "embedder": "", "dim": 16}
-        | {"hot.capacity_rows": 1_024, "hot.slab_rows": 64, "kafka.partitions": 4, "move.compact_s": 0.5}
-        | {"policy.hot_age_s": 0.3, "policy.warm_idle_s": 0.6, "policy.cold_idle_s": 0.9, "age.glacier_flush_s": 0.5}
-        | {"policy.heat_half_life_s": 0.3, "age.interval_ms": 100, "age.ask_again_s": 0.5, "cold.reserve_bytes": 0},
-        environment=preload.environment,
-    )
+    preload, node = watched(stack, prefix, tmp_path)
     settings = KafkaSettings(bootstrap=stack.kafka, prefix=prefix, partitions=4)
     try:
         address = await node.start()
@@ -192,6 +184,72 @@ async def test_a_full_disk_stalls_moves_until_there_is_room(
         assert preload.report()
     finally:
         await node.cleanup()
+
+
+def watched(stack: Stack, prefix: str, folder: Path) -> tuple[Preload, NodeProcess]:
+    """Return a node of its own process that ages fast, and the shim over its disk."""
+    preload = Preload(folder, folder / "disk")
+    settings = (
+        {"kafka.prefix": prefix, "warm.prefix": prefix, "embedder": "", "dim": 16}
+        | {"hot.capacity_rows": 1_024, "hot.slab_rows": 64, "kafka.partitions": 4, "move.compact_s": 0.5}
+        | {"policy.hot_age_s": 0.3, "policy.warm_idle_s": 0.6, "policy.cold_idle_s": 0.9, "age.glacier_flush_s": 0.5}
+        | {"policy.heat_half_life_s": 0.3, "age.interval_ms": 100, "age.ask_again_s": 0.5, "cold.reserve_bytes": 0}
+    )
+    return preload, NodeProcess(preload.root, stack, settings, environment=preload.environment)
+
+
+SYNCS = {
+    "wal": ("fdatasync", "/cold/cold.duckdb.wal"),
+    "database": ("fdatasync", "/cold/cold.duckdb"),
+    "file": ("fsync", ".parquet"),
+    "entry": ("fsync", "/glacier/_delta_log/"),
+}
+
+
+@pytest.mark.timeout(240)
+@pytest.mark.parametrize("place", list(SYNCS))
+async def test_an_fsync_that_fails_is_never_taken_for_done(
+    stack: Stack, prefix: str, tmp_path: Path, place: str
+) -> None:
+    """EIO at a sync: the move is refused, or the node ends and says why; a start after it has everything."""
+    preload, node = watched(stack, prefix, tmp_path)
+    settings = KafkaSettings(bootstrap=stack.kafka, prefix=prefix, partitions=4)
+    try:
+        address = await node.start()
+        async with MemoryProducer(settings) as producer:
+            async with httpx.AsyncClient(base_url=address, timeout=30) as http:
+                await send(producer, 0, 100)
+                await until(lambda: at_home(http, "glacier", 1), 60)
+            preload.fail((*SYNCS[place], errno.EIO))
+            await send(producer, 100, 300)
+            await until(lambda: f"\t{errno.EIO}\n" in preload.log.read_text(), 60)
+            preload.mend()
+        if not await node.outlives(5.0):
+            assert node.code, "it ends with a status that a supervisor sees"
+            assert "OutcomeUnknown" in node.log.read_text() or "isotherm:" in node.log.read_text()
+            address = await node.start()
+        async with httpx.AsyncClient(base_url=address, timeout=30) as http:
+            await until(lambda: at_home(http, "glacier", 300), 90)
+            found = [json.loads(line)["payload"]["n"] for line in (await http.get("/v1/memories")).text.splitlines()]
+            assert list(range(300)) == sorted(found)
+    finally:
+        await node.cleanup()
+
+
+def test_a_valkey_whose_fsync_fails_answers_nothing_more(tmp_path: Path) -> None:
+    """Under `always` it ends rather than answer: the node has an unknown outcome, and what was answered is there."""
+    preload = Preload(tmp_path, tmp_path / "valkey" / "appendonlydir")
+    with (
+        ValkeyServer(preload.root.parent, environment=preload.environment) as server,
+        redis.Redis(port=server.port, retry=None) as client,
+    ):
+        client.set("before", "1")
+        preload.fail(("fdatasync", "incr.aof", errno.EIO), ("fsync", "incr.aof", errno.EIO))
+        with pytest.raises(redis.RedisError):
+            client.set("after", "1")
+    with ValkeyServer(preload.root.parent) as server, redis.Redis(port=server.port) as client:
+        assert b"1" == client.get("before")
+    assert preload.report()
 
 
 async def send(producer: MemoryProducer, start: int, end: int) -> None:
