@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from pipeline import MemoryManager, log_watch
+from pipeline.doctor_kafka import kafka
 from pipeline.log_identity import identity
 from pipeline.manifest import Manifest, held
 from pipeline.settings import Settings
@@ -143,6 +144,7 @@ class TestMadeAgain:
         assert before is not None
         await remake(settings.kafka.bootstrap, log_of(settings), PARTITIONS)
         await refused(settings, r"was deleted and made again.*isotherm log adopt")
+        assert [True] == ["made again" in each.text for each in await kafka(settings) if each.level == "error"]
 
         code, said, _ = await adopt(settings, "--dry-run", "--json")
         assert (0, before) == (code, held(Path(settings.data), settings)), "a dry run changes nothing"
