@@ -55,7 +55,7 @@ class Notes(Protocol):
         """Set that offset."""
 
     def begin(self, partition: int, tier: TierName, below: int) -> None:
-        """Note that the homes in `tier` whose offset is lower than `below` are being cleared."""
+        """Note that the homes in `tier` whose version is lower than `below` are being cleared."""
 
     def end(self, partition: int) -> None:
         """Strike that note."""
@@ -145,11 +145,14 @@ class Clearing:
     # -- below -------------------------------------------------------------------------------------------------------
 
     async def _clear_below(self, tier: TierName, partition: int) -> int:
-        found = [record.offsets(segment.version[rows]) for segment, rows in self._rows(tier, partition)]
-        below = 1 + int(np.concatenate(found).max(initial=-1))
-        if not below:
+        found = [segment.version[rows] for segment, rows in self._rows(tier, partition)]
+        newest = int(np.concatenate(found).max(initial=-1))
+        if newest < 0:
             return 0
-        await self._drain(partition, below, TierName.COLD if tier is TierName.WARM else TierName.WARM)
+        epoch, offset, _ = record.unpack_version(newest)
+        below = record.pack_version(epoch, offset + 1)
+        if epoch == self._ingest.epoch:  # no replay meets a log that is no more
+            await self._drain(partition, offset + 1, TierName.COLD if tier is TierName.WARM else TierName.WARM)
         self._notes.begin(partition, tier, below)
         return await self._finish(partition, tier, below)
 
@@ -177,7 +180,7 @@ class Clearing:
             raise LogUnavailable(f"partition {partition}: a replay could still bring rows back; clear again")
 
     async def _finish(self, partition: int, tier: TierName, below: int) -> int:
-        """Drop the homes below an offset, durably; the clearing is noted already.
+        """Drop the homes below a version, durably; the clearing is noted already.
 
         LogUnavailable: what could not be announced stays, and the clearing is over.
         """
@@ -233,10 +236,10 @@ class Clearing:
     def _homes(
         self, tier: TierName, partition: int, below: int = sys.maxsize, limit: int = sys.maxsize
     ) -> list[Location]:
-        """Return up to `limit` rows at home there, of offsets lower than `below`."""
+        """Return up to `limit` rows at home there, of versions lower than `below`."""
         found: list[Location] = []
         for segment, rows in self._rows(tier, partition):
-            older = rows[record.offsets(segment.version[rows]) < below]
+            older = rows[segment.version[rows] < below]
             for row in older[: limit - len(found)].tolist():
                 found.append(Location(segment.ids[row], int(segment.version[row]), partition, int(segment.slot[row])))
         return found

@@ -65,7 +65,7 @@ class Ingest:
     ) -> None:
         self._decoder, self._shape, self._hot, self._index = decoder, shape, hot, index
         self._publisher, self._topics, self._changes = publisher, topics, changes
-        self._epoch, self._partitions, self._now_ms = epoch, partitions, now_ms
+        self.epoch, self._partitions, self._now_ms = epoch, partitions, now_ms
         self._tracing = tracing
         self.rows_max = min(record.ROW_MAX + 1, max(1, hot.capacity // HOT_PART))
         self.watermarks = watermarks
@@ -102,7 +102,7 @@ class Ingest:
 
     async def _apply(self, partition: int, messages: Sequence[Message]) -> None:
         began, step = time.perf_counter(), self._tracing.step
-        place = wire.Place(self._epoch, partition, self._partitions)
+        place = wire.Place(self.epoch, partition, self._partitions)
         with step("decode"):
             decoded = wire.decode(self._decoder, self._shape, place, messages, self.rows_max)
         counting = self._conditional(decoded.batch, messages)

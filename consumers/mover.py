@@ -54,7 +54,7 @@ class Rewrites(Protocol):
 
 
 class Mover:
-    """Effects of R3, R4 and R5. `watermarks` and `committed` are by partition.
+    """Effects of R3, R4 and R5. `watermarks` are by partition; so is `committed`, the version that no replay is below.
 
     `keep` is given the rows that have left hot: those that are read may stay there as copies.
     """
@@ -251,7 +251,7 @@ class Mover:
         for segment in self._index.segments():
             n = segment.count
             rows = segment.alive[:n] & segment.deleted[:n] & (segment.home[:n] == TierName.GLACIER)
-            rows &= (segment.partition[:n] == partition) & (record.offsets(segment.version[:n]) < committed)
+            rows &= (segment.partition[:n] == partition) & (segment.version[:n] < committed)
             for row in np.flatnonzero(rows).tolist()[: limit - len(found)]:
                 entry = segment.entry(row)
                 others = self._index.queue.of(entry.id)

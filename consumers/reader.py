@@ -16,13 +16,14 @@ from typing import Protocol, Self
 
 import structlog
 from aiokafka import AIOKafkaConsumer, TopicPartition
-from aiokafka.errors import KafkaConnectionError, KafkaError
+from aiokafka.errors import KafkaConnectionError, KafkaError, OffsetOutOfRangeError
 from aiokafka.structs import ConsumerRecord, OffsetAndMetadata
 
+from consumers import log_faults
 from producers.events import Message
 from producers.publisher import KafkaSettings
 from producers.security import FORBIDDEN, forbidden, unreachable
-from tiers.errors import LogUnavailable, SettingsError, TierFull
+from tiers.errors import LogUnavailable, TierFull
 
 log = structlog.get_logger()
 
@@ -73,6 +74,7 @@ class Reader:
         self.paused: set[int] = set()
         self._wanted: dict[int, int] = {}  # rows that a paused partition waits to have room for
         self._next: dict[TopicPartition, int] = {}  # the offset after the last one applied
+        self.polls = 0
         self._consumer = AIOKafkaConsumer(
             **settings.client(),
             group_id=f"{settings.prefix}.node",
@@ -102,7 +104,7 @@ class Reader:
     async def seek(self) -> tuple[dict[int, int], dict[int, int]]:
         """Go to where reading starts; returns (start, end) offsets of memories by partition.
 
-        SettingsError when the committed offset is not in the log any more, or not yet: the log is another one.
+        LogChanged when the committed offset is not in the log any more, or not yet: the log is another one.
         """
         memories = [TopicPartition(self._memories, p) for p in self._partitions]
         begins = await self._consumer.beginning_offsets(memories)
@@ -115,11 +117,7 @@ class Reader:
                 raise forbidden(error, self._settings.bootstrap) from error
             start = begins[tp] if committed is None else committed
             if not begins[tp] <= start <= ends[tp]:
-                raise SettingsError(
-                    f"{tp.topic}[{tp.partition}]: the committed offset {start} is outside the log "
-                    f"[{begins[tp]}, {ends[tp]}]: it was truncated or created anew. Restore the topic, or start with "
-                    "an empty data directory and another kafka.prefix"
-                )
+                raise log_faults.outside(tp.topic, tp.partition, start, begins[tp], ends[tp])
             self._consumer.seek(tp, start)
             starts[tp.partition] = start
         advice = [TopicPartition(t, p) for t in self._handlers if t != self._memories for p in self._partitions]
@@ -131,12 +129,27 @@ class Reader:
     async def run(self, stop: asyncio.Event) -> None:
         """Poll until stopped."""
         while not stop.is_set():
-            found = await self._consumer.getmany(timeout_ms=POLL_MS)
+            found = await self._poll()
+            self.polls += 1
             for tp, records in found.items():
                 await self._handle(tp, records)
             if not found:
                 await self._reach()
             self._resume()
+
+    async def _poll(self) -> Mapping[TopicPartition, list[ConsumerRecord]]:
+        """Return what has come since, by partition; whatever is wrong with the log ends the process, in words."""
+        try:
+            found: Mapping[TopicPartition, list[ConsumerRecord]] = await self._consumer.getmany(timeout_ms=POLL_MS)
+        except OffsetOutOfRangeError as error:
+            ((tp, position),) = error.args[0].items()
+            begins, ends = await self._consumer.beginning_offsets([tp]), await self._consumer.end_offsets([tp])
+            raise log_faults.outside(tp.topic, tp.partition, position, begins[tp], ends[tp]) from error
+        except FORBIDDEN as error:
+            raise forbidden(error, self._settings.bootstrap) from error
+        except KafkaError as error:
+            raise log_faults.unreadable(error) from error
+        return found
 
     async def _reach(self) -> None:
         """Nothing came: where the position has passed offsets without records, the replay may be over all the same."""
@@ -194,6 +207,11 @@ class Reader:
             if end is not None:
                 behind[tp.topic, tp.partition] = max(0, end - self._next.get(tp, end))
         return behind
+
+    async def reading(self) -> dict[int, int]:
+        """Return what is read next of each partition of memories that is not paused."""
+        going = [TopicPartition(self._memories, p) for p in self._partitions if p not in self.paused]
+        return {tp.partition: await self._consumer.position(tp) for tp in going}
 
     async def bounds(self) -> tuple[dict[int, int], dict[int, int]]:
         """Return where the memories topic begins and ends now, by partition; LogUnavailable."""

@@ -21,6 +21,7 @@ import numpy as np
 import pyarrow as pa
 import structlog
 
+from consumers import log_faults
 from consumers.clearing import Clearing
 from consumers.coding import Coder
 from consumers.commit import Commit
@@ -29,6 +30,7 @@ from consumers.heat import Heat
 from consumers.ingest import Ingest
 from consumers.lane import Lane
 from consumers.lease import Lease
+from consumers.log_faults import Identity
 from consumers.mover import Mover
 from consumers.promote import Promotion
 from consumers.reader import Handler, Reader
@@ -36,6 +38,7 @@ from consumers.recall import Recall
 from consumers.upkeep import Upkeep
 from consumers.watermark import Watermark
 from pipeline.embed import load_embedder
+from pipeline.log_identity import identity
 from pipeline.log_watch import LogWatch
 from pipeline.loop_probe import LoopProbe
 from pipeline.manifest import Clearances, DataDirectory, Manifest
@@ -56,12 +59,14 @@ from producers.tracing import OFF, Tracing
 from tiers import record
 from tiers.cold import ColdMemory
 from tiers.copies import Copies
+from tiers.errors import LogChanged
 from tiers.glacier import GlacierMemory
 from tiers.hot import HotMemory
 from tiers.index import Index
 from tiers.rebuild import load
 from tiers.scan import Scanner
-from tiers.tier import Location, Tier, TierName, Usage
+from tiers.tier import Location, Tier, TierName
+from tiers.usages import Usages
 from tiers.warm import WarmMemory
 from tiers.worker import SerialExecutor
 
@@ -116,15 +121,12 @@ class Node:
     coder: Coder
     recall: Recall
     embed: Embed | None
+    usages: Usages
     services: list[Service] = field(default_factory=list)
 
     def replaying(self) -> list[int]:
         """Return the partitions that do not answer yet (R7)."""
         return [partition for partition in self.lanes if not self.ingest.ready(partition)]
-
-    async def usages(self) -> dict[TierName, Usage]:
-        """Return the usage of every tier."""
-        return {name: await tier.usage() for name, tier in self.tiers.items()}
 
 
 async def supervise(services: Sequence[Service], stop: asyncio.Event, drain_s: float) -> None:
@@ -148,9 +150,8 @@ async def open_node(settings: Settings, tracing: Tracing = OFF) -> AsyncIterator
     async with AsyncExitStack() as stack:
         directory = stack.enter_context(DataDirectory(Path(settings.data)))
         manifest = directory.manifest(settings)
-        topics = Topics.under(settings.kafka.prefix)
         publisher = await stack.enter_async_context(Publisher(settings.kafka))
-        await ensure_topics(settings.kafka, topics)
+        topics = await recognise(settings, directory, manifest)
         shape = record.schema(settings.dim, settings.attributes)
         index = Index.of(shape, settings.metric, bytes_limit=settings.index.bytes_limit)
         hot, warm, cold, glacier = await _open_tiers(stack, settings, shape, index)
@@ -193,14 +194,13 @@ async def open_node(settings: Settings, tracing: Tracing = OFF) -> AsyncIterator
             changes,
             shape,
             watermarks,
-            lambda p: commit.acknowledged(p),  # noqa: PLW0108 - made below
+            lambda p: record.pack_version(manifest.epoch, commit.acknowledged(p)),
             promotion.keep,
             tracing,
         )
 
-        async def usages() -> Mapping[TierName, Usage]:
-            return {name: await tier.usage() for name, tier in tiers.items()}
-
+        usages = await Usages.open(tiers)
+        stack.push_async_callback(usages.close)
         heat = Heat(index, settings.policy.heat_half_life_s, promotion, now_ms)
         demote = Demote(settings.move, settings.policy, index, mover, lanes, usages, hot.copies.evict)
         handlers: dict[str, Handler] = {topics.memories: ingest, topics.access: heat, topics.age: demote}
@@ -222,7 +222,7 @@ async def open_node(settings: Settings, tracing: Tracing = OFF) -> AsyncIterator
             settings.expiry, index, publisher, topics.memories, lambda p: p in lanes and ingest.ready(p), now_ms
         )
         upkeep = Upkeep(settings.move, index, mover, lanes, glacier.vacuum, now_ms, glacier.crowded)
-        watchers = (LoopProbe(), LogWatch(settings.kafka, reader, topics.memories))
+        watchers = (LoopProbe(), LogWatch(settings.kafka, reader, identified(manifest, topics)))
         node = Node(
             settings=settings,
             manifest=manifest,
@@ -260,6 +260,7 @@ async def open_node(settings: Settings, tracing: Tracing = OFF) -> AsyncIterator
             coder=coder,
             recall=(recall := _recall(settings, index, tiers, coder)),
             embed=embed,
+            usages=usages,
             services=[
                 reader,
                 *lanes.values(),
@@ -310,14 +311,33 @@ async def _open_coder(
     return coder
 
 
+async def recognise(settings: Settings, directory: DataDirectory, manifest: Manifest) -> Topics:
+    """Return the topics, made where they are missing; LogChanged for a log that is not the one this directory read."""
+    topics = Topics.under(settings.kafka.prefix)
+    await ensure_topics(settings.kafka, topics)
+    found = await identity(settings.kafka, topics.memories)
+    if fault := log_faults.fault(found, manifest.topic, manifest.partitions):
+        raise LogChanged(fault)
+    if found.id and not manifest.topic:
+        manifest.topic = found.id
+        directory.save(manifest)
+    return topics
+
+
+def identified(manifest: Manifest, topics: Topics) -> Identity:
+    """Return which log this directory reads."""
+    return Identity(topics.memories, manifest.topic, manifest.partitions)
+
+
 async def seek(reader: Reader, directory: DataDirectory, manifest: Manifest) -> tuple[dict[int, int], dict[int, int]]:
     """Go to where reading starts; returns (start, end) offsets by partition.
 
-    A directory just restored goes back to its snapshot's offsets: committed first, and then the note is struck.
+    A directory just restored, or that has adopted a log, goes on at the noted offsets: committed first, and then the
+    note is struck.
     """
     if manifest.replay_from:
         await reader.commit({int(partition): offset for partition, offset in manifest.replay_from.items()})
-        log.warning("node.restored", replay_from=manifest.replay_from)
+        log.warning("log.resumed", replay_from=manifest.replay_from)
         manifest.replay_from = {}
         directory.save(manifest)
     return await reader.seek()

@@ -19,6 +19,7 @@ from pipeline.cli_codes import reindex
 from pipeline.cli_doctor import doctor
 from pipeline.cli_keys import keys_app
 from pipeline.cli_letters import letters_app
+from pipeline.cli_log import log_app
 from pipeline.cli_options import GATEWAY, Config, Json, Key, Set, Url, connect, run_async, settings_from
 from pipeline.cli_snapshot import snapshot_app, verify
 from pipeline.cli_stack import stack_app
@@ -32,6 +33,7 @@ app.add_typer(config_app, name="config")
 app.add_typer(letters_app, name="dead-letters")
 app.add_typer(keys_app, name="keys")
 app.add_typer(stack_app, name="stack")
+app.add_typer(log_app, name="log")
 app.add_typer(snapshot_app, name="snapshot")
 
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import signal
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -39,8 +41,14 @@ PARTITIONS = 8
 class NodeProcess:
     """`isotherm run` as a child, its log in a file."""
 
-    def __init__(self, directory: Path, stack: Stack, more: dict[str, Any] | None = None) -> None:
-        self.log = directory / "node.log"
+    def __init__(
+        self,
+        directory: Path,
+        stack: Stack,
+        more: dict[str, Any] | None = None,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
+        self.log, self._environment = directory / "node.log", os.environ | dict(environment or {})
         self._settings = {
             **SETTINGS,
             "data": directory / "node",
@@ -63,7 +71,7 @@ class NodeProcess:
         position = self.log.stat().st_size if self.log.exists() else 0
         with self.log.open("ab") as out:
             self._child = await asyncio.create_subprocess_exec(
-                sys.executable, "-m", "pipeline.cli", "run", *given, stdout=out, stderr=out
+                sys.executable, "-m", "pipeline.cli", "run", *given, stdout=out, stderr=out, env=self._environment
             )
         while self._child.returncode is None:
             lines = self.log.read_bytes()[position:].splitlines()
@@ -96,6 +104,21 @@ class NodeProcess:
         assert self._child is not None, "it was started"
         self._child.kill()
         await self._child.wait()
+
+    @property
+    def code(self) -> int | None:
+        """The status that it ended with, None while it runs."""
+        assert self._child is not None, "it was started"
+        return self._child.returncode
+
+    async def outlives(self, seconds: float) -> bool:
+        """Say whether it still runs after so long."""
+        assert self._child is not None, "it was started"
+        try:
+            await asyncio.wait_for(self._child.wait(), seconds)
+        except TimeoutError:
+            return True
+        return False
 
     async def cleanup(self) -> None:
         """Leave nothing running."""

@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from aiokafka.errors import KafkaConnectionError, for_code
 
+from consumers import log_faults
+from consumers.log_faults import UNKNOWN
 from pipeline.doctor_finding import Finding
 from pipeline.doctor_machine import anyone
+from pipeline.log_identity import identity
+from pipeline.manifest import held
 from pipeline.settings import Settings
 from pipeline.topics import count_fault
 from producers.events import Topics
 from producers.publisher import missing
 from producers.security import FORBIDDEN, forbidden, unreachable
+from tiers.errors import LogUnavailable, SettingsError
 
 MESSAGE_BYTES = 1_048_576  # the largest that our producer sends
 DAY_MS = 86_400_000
@@ -70,7 +77,20 @@ async def _inside(admin: AIOKafkaAdminClient, settings: Settings) -> list[Findin
         if thin:
             fix = "see which broker is down"
             found.append(Finding.warning("kafka", f"{topic['topic']}: partitions {thin} lack replicas in sync", fix))
+    if topics.memories in present:
+        found += await _same_log(settings, topics.memories)
     return found + await _configured(admin, settings, topics, present)
+
+
+async def _same_log(settings: Settings, topic: str) -> list[Finding]:
+    """Return what a start would refuse: the topic is another one than the data directory has read."""
+    with suppress(SettingsError, LogUnavailable):  # other checks tell of these
+        manifest = held(Path(settings.data), settings)
+        known = manifest.topic if manifest else UNKNOWN
+        found = await identity(settings.kafka, topic)
+        if fault := log_faults.fault(found, known, found.partitions):  # their number was looked at before
+            return [Finding.error("kafka", fault)]
+    return []
 
 
 async def _configured(

@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import google_crc32c
 import msgspec
 
 from pipeline.keys import ID_BYTES, KEYS_MAX, PEPPER_BYTES, SECRET_BYTES, Key
@@ -28,10 +29,15 @@ PRIVATE = 0o600
 
 
 class _Content(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The file."""
+    """The file. `crc32c` is of the rest; a file that was written by hand has none."""
 
     format: int
     keys: list[Key]
+    crc32c: str | None = None
+
+    def checksum(self) -> str:
+        """Return what `crc32c` must be."""
+        return f"{google_crc32c.value(msgspec.json.encode(msgspec.structs.replace(self, crc32c=None))):08x}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +76,11 @@ class KeyFiles:
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             kind = type(error).__name__
             raise SettingsError(f"gateway.keys_file = {str(self.keys)!r}: not a key file ({kind})") from None
+        if content.crc32c not in (None, content.checksum()):
+            raise SettingsError(
+                f"gateway.keys_file = {str(self.keys)!r}: not the key file that was written (its checksum does not "
+                "match); if you have changed it by hand, take its crc32c out"
+            )
         ids = {key.id for key in content.keys}
         if content.format != FORMAT or len(ids) != len(content.keys) or len(ids) > KEYS_MAX:
             raise SettingsError(f"gateway.keys_file = {str(self.keys)!r}: not a key file of format {FORMAT}")
@@ -109,7 +120,9 @@ class KeyFiles:
 
     def write(self, keys: Sequence[Key]) -> None:
         """Replace the key file, durably."""
-        _replace(self.keys, msgspec.json.format(msgspec.json.encode(_Content(format=FORMAT, keys=list(keys)))))
+        content = _Content(format=FORMAT, keys=list(keys))
+        content = msgspec.structs.replace(content, crc32c=content.checksum())
+        _replace(self.keys, msgspec.json.format(msgspec.json.encode(content)))
 
 
 def chance() -> bytes:

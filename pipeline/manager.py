@@ -91,7 +91,7 @@ class MemoryManager:
         if query.at_least is not None:
             positions, epoch = events.decode_token(query.at_least)
             if epoch != node.manifest.epoch:
-                raise InvalidRecord("token", "at_least was given for another log")
+                raise InvalidRecord("token", _other_log(epoch, node.manifest.epoch))
             limit_s = node.settings.gateway.at_least_timeout_ms / 1000
             await node.ingest.wait(positions, limit_s if asked.left_s is None else min(limit_s, asked.left_s))
         self.check_ready()
@@ -225,3 +225,12 @@ class MemoryManager:
             "freshness": self.freshness(),
             "at": time.time(),
         }
+
+
+def _other_log(given: int, present: int) -> str:
+    """Return why a token of another epoch of the log is refused. Pure."""
+    return (
+        f"at_least was given for epoch {given} of the log, and this is epoch {present} (`isotherm log adopt`): what it "
+        "stands for is here already, or was lost with the other log; read without it. A MemoryProducer of your own "
+        f"is told with epoch={present}"
+    )

@@ -10,9 +10,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+import google_crc32c
 import msgspec
 
 from pipeline.settings import Settings
+from tiers import record
 from tiers.errors import ServiceMissing, SettingsError
 from tiers.tier import TierName
 
@@ -20,18 +22,19 @@ FROZEN = ("prefix", "partitions", "dim", "metric", "attributes")
 
 
 class Unfinished(msgspec.Struct, frozen=True):
-    """A clearing that has begun: homes in `tier` with offsets lower than `below`."""
+    """A clearing that has begun: homes in `tier` below offset `below` of log epoch `epoch`, and of older epochs."""
 
     tier: str
     below: int
+    epoch: int = 0
 
 
 class Manifest(msgspec.Struct, kw_only=True):
-    """`epoch` names the incarnation of the log.
+    """`epoch` names the incarnation of the log, `topic` is its id in Kafka ("" until a start has seen it).
 
     By partition: `cleared_below` are offsets below which a replay leaves out what an operator cleared from hot;
     `clearing` are clearings of other tiers that have begun and not ended; `replay_from` are offsets at which the log
-    goes on, in a directory just restored.
+    goes on, in a directory just restored or that has adopted another log. `crc32c` is of all the other fields.
     """
 
     node: str
@@ -41,9 +44,15 @@ class Manifest(msgspec.Struct, kw_only=True):
     metric: str
     attributes: dict[str, str]
     epoch: int = 0
+    topic: str = ""
     cleared_below: dict[str, int] = {}
     clearing: dict[str, Unfinished] = {}
     replay_from: dict[str, int] = {}
+    crc32c: str | None = None  # None: made before there were checksums
+
+    def checksum(self) -> str:
+        """Return what `crc32c` must be."""
+        return f"{google_crc32c.value(msgspec.json.encode(msgspec.structs.replace(self, crc32c=None))):08x}"
 
 
 class DataDirectory:
@@ -84,7 +93,8 @@ class DataDirectory:
         """Write the manifest so that a crash leaves the old or the new one."""
         file, fresh = self.path / "manifest.json", self.path / "manifest.json.new"
         with fresh.open("wb") as out:
-            out.write(msgspec.json.format(msgspec.json.encode(manifest)))
+            whole = msgspec.structs.replace(manifest, crc32c=manifest.checksum())
+            out.write(msgspec.json.format(msgspec.json.encode(whole)))
             out.flush()
             os.fsync(out.fileno())
         fresh.replace(file)
@@ -111,19 +121,28 @@ def held(path: Path, settings: Settings) -> Manifest | None:
     file, made = path / "manifest.json", _made(settings)
     if not file.exists():
         return None
-    try:
-        found = msgspec.json.decode(file.read_bytes(), type=Manifest)
-    except msgspec.DecodeError as error:
-        raise SettingsError(
-            f"{file} is not a manifest ({error}): the disk or someone changed it; restore it from a backup of the "
-            "data directory (a copy of another node's will not do)"
-        ) from error
+    found = _read(file)
     for name in FROZEN:
         if getattr(found, name) != getattr(made, name):
             raise SettingsError(
                 f"{name} = {getattr(made, name)!r}, but {path} was made with {getattr(found, name)!r}; it is "
                 "frozen on first start: restore it, or start with an empty data directory and another prefix"
             )
+    return found
+
+
+def _read(file: Path) -> Manifest:
+    """Return the manifest in a file; SettingsError for bytes that are not what was written."""
+    try:
+        found = msgspec.json.decode(file.read_bytes(), type=Manifest)
+        fault = None if found.crc32c in (None, found.checksum()) else "its checksum does not match"
+    except ValueError as error:
+        fault = str(error)
+    if fault:
+        raise SettingsError(
+            f"{file} is not a manifest ({fault}): the disk or someone changed it; restore it from a backup of the data "
+            "directory (a copy of another node's will not do)"
+        )
     return found
 
 
@@ -146,8 +165,9 @@ class Clearances:
         self._directory.save(self._manifest)
 
     def begin(self, partition: int, tier: TierName, below: int) -> None:
-        """Note that a clearing of a lower tier begins."""
-        self._manifest.clearing[str(partition)] = Unfinished(tier.word, below)
+        """Note that a clearing of a lower tier begins: of homes whose version is lower than `below`."""
+        epoch, offset, _ = record.unpack_version(below)
+        self._manifest.clearing[str(partition)] = Unfinished(tier.word, offset, epoch)
         self._directory.save(self._manifest)
 
     def end(self, partition: int) -> None:
@@ -158,4 +178,7 @@ class Clearances:
     def unfinished(self) -> Mapping[int, tuple[TierName, int]]:
         """Return the clearings that have begun and not ended, by partition: (tier, below)."""
         notes = self._manifest.clearing.items()
-        return {int(partition): (TierName[note.tier.upper()], note.below) for partition, note in notes}
+        return {
+            int(partition): (TierName[note.tier.upper()], record.pack_version(note.epoch, note.below))
+            for partition, note in notes
+        }

@@ -90,6 +90,7 @@ def _manifest(about: About) -> Manifest:
         metric=about.metric,
         attributes=about.attributes,
         epoch=about.epoch,
+        topic=about.topic,
         cleared_below=about.cleared_below,
         replay_from=about.offsets,
     )

@@ -368,7 +368,7 @@ class Snapshot(_Answer):
 class Fault(_Answer):
     """One thing that is wrong."""
 
-    kind: Literal["missing", "damaged", "orphan", "side", "file", "offsets", "count"]
+    kind: Literal["missing", "damaged", "orphan", "side", "cache", "file", "log", "offsets", "count"]
     tier: str
     id: str
     version: str

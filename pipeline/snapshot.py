@@ -69,6 +69,7 @@ class About(msgspec.Struct, frozen=True, kw_only=True):
     metric: str
     attributes: dict[str, str]
     epoch: int
+    topic: str = ""
     cleared_below: dict[str, int]
     offsets: dict[str, int]
     archive: str
@@ -144,9 +145,10 @@ class Snapshots:
         """Move every home below the offsets applied now to glacier; returns these offsets, and how many moved."""
         node, moved = self._node, 0
         ends = {partition: node.ingest.applied(partition) for partition in node.lanes}
+        below = {partition: record.pack_version(node.manifest.epoch, end) for partition, end in ends.items()}
         for partition, lane in node.lanes.items():
             for tier in (TierName.HOT, TierName.WARM, TierName.COLD):
-                while keys := homes(node.index, tier, partition, ends[partition], MOVE_ROWS):
+                while keys := homes(node.index, tier, partition, below[partition], MOVE_ROWS):
                     job = partial(node.mover.move, partition, tier, TierName.GLACIER, "snapshot", keys)
                     await lane.perform(job)
                     moved += len(keys)
@@ -183,6 +185,7 @@ class Snapshots:
             metric=manifest.metric,
             attributes=manifest.attributes,
             epoch=manifest.epoch,
+            topic=manifest.topic,
             cleared_below=manifest.cleared_below,
             offsets=offsets,
             archive=self._node.glacier.uri,
@@ -192,12 +195,12 @@ class Snapshots:
 
 
 def homes(index: Index, tier: TierName, partition: int, below: int, limit: int) -> Sequence[tuple[str, int]]:
-    """Return up to `limit` (id, version) at home in a tier, oldest first, of offsets lower than `below`."""
+    """Return up to `limit` (id, version) at home in a tier, oldest first, lower than version `below`."""
     found: list[tuple[int, str]] = []
     for segment in index.segments():
         n = segment.count
         mask = segment.alive[:n] & (segment.home[:n] == tier) & (segment.partition[:n] == partition)
-        mask &= record.offsets(segment.version[:n]) < below
+        mask &= segment.version[:n] < below
         found += [(int(segment.version[row]), segment.ids[row]) for row in mask.nonzero()[0].tolist()]
     return [(identifier, version) for version, identifier in sorted(found)[:limit]]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.errors import KafkaConnectionError, TopicAlreadyExistsError, for_code
 
+from consumers import log_faults
 from producers.events import Topics
 from producers.publisher import KafkaSettings
 from producers.security import FORBIDDEN, forbidden, unreachable
@@ -58,7 +59,9 @@ def count_fault(settings: KafkaSettings, topic: str, count: int) -> str | None:
     """Return what is wrong with a topic's number of partitions, None where nothing is. Pure."""
     if count == settings.partitions or topic == Topics.under(settings.prefix).dead_letters:
         return None
+    if topic == Topics.under(settings.prefix).memories:
+        return log_faults.count_fault(topic, settings.partitions, count)
     return (
-        f"kafka.partitions = {settings.partitions}, but topic {topic} has {count}: a record's partition must never "
-        "change; set the old number"
+        f"kafka.partitions = {settings.partitions}, but topic {topic} has {count}: set the old number, or delete this "
+        "topic: it holds no records, and the node makes it again"
     )

@@ -1,4 +1,4 @@
-"""Cross-checks a live node: index against tiers both ways, side file, archive against its log, offsets.
+"""Cross-checks a live node: index against tiers both ways, side file, archive against its log, cache, the log itself.
 
 Looking takes time and the node goes on, so a first look only gives suspicions. Each is looked at again in its
 partition's lane, where nothing of the partition moves: only what is still wrong then, by an index entry that did not
@@ -19,6 +19,7 @@ import msgspec
 import numpy as np
 import structlog
 
+from pipeline.verify_log import Problem, log_problems, offset_problems
 from pipeline.verify_survey import Found, Seen, Survey, homes, missing
 from tiers import record
 from tiers.errors import Replaying, TierCorrupt
@@ -32,18 +33,6 @@ log = structlog.get_logger()
 
 SUSPECTS_MAX = 10_000  # looked at again, of each kind: beyond that something is wrong for certain
 SHOWN_MAX = 1_000
-
-
-class Problem(msgspec.Struct, kw_only=True):
-    """One thing that is wrong. `kind`: missing, damaged, orphan, side, file, offsets or count."""
-
-    kind: str
-    tier: str = ""
-    id: str = ""
-    version: str = ""
-    partition: int = -1
-    detail: str = ""
-    repaired: bool = False
 
 
 class Verify:
@@ -67,8 +56,10 @@ class Verify:
         for tier in TierName:
             await self._tier(tier)
         await self._side()
+        await self._cache()
         await self._files()
-        await self._offsets()
+        self.problems += [*await log_problems(self._node), *await offset_problems(self._node)]
+        self.checked["partitions"] += len(self._node.lanes)
         if self._repair:
             await self._rehome()
         if self.problems:
@@ -198,24 +189,29 @@ class Verify:
                 await self._survey.cold.mend([], extra)
                 problem.repaired = not len((await self._survey.cold.slots())[1])
 
+    async def _cache(self) -> None:
+        """Hold glacier's cache of rows against the files; what differs is looked at again in its lane."""
+        for page in homes(self._node, TierName.GLACIER):
+            try:
+                wrong = await self._survey.glacier.miscached(page)
+            except TierCorrupt:
+                continue  # named with its file
+            for where in wrong[:SUSPECTS_MAX]:
+                await self._in_lane(where.partition, partial(self._judge_cache, where))
+
+    async def _judge_cache(self, where: Location) -> None:
+        for wrong in await self._survey.glacier.miscached([where]):
+            problem = self._add("cache", TierName.GLACIER, wrong, "the cache has it otherwise than the file")
+            if self._repair:
+                self._survey.glacier.forget([wrong])
+                problem.repaired = True
+
     async def _files(self) -> None:
         self.checked["files"] += self._survey.files + len(self._survey.bad_files)
         live = {file.key for file in (await self._survey.glacier.state())[1]}
         for bad in self._survey.bad_files:
             if bad.key in live:
                 self.problems.append(Problem(kind="file", tier="glacier", partition=bad.key[0], detail=bad.detail))
-
-    async def _offsets(self) -> None:
-        """Check begin <= committed <= watermark <= end of the log."""
-        marks = self._node.ingest.watermarks
-        before = {partition: mark.value for partition, mark in marks.items()}
-        for partition, (begin, committed, end) in (await self._node.reader.positions()).items():
-            self.checked["partitions"] += 1
-            facts = {"begin": begin, "committed": committed, "watermark": marks[partition].value, "end": end}
-            least = begin if committed is None else committed
-            if not (begin <= least <= marks[partition].value and before[partition] <= end):
-                detail = ", ".join(f"{name} {value}" for name, value in facts.items())
-                self.problems.append(Problem(kind="offsets", partition=partition, detail=detail))
 
     # -- repair ------------------------------------------------------------------------------------------------------
 

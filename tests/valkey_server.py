@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import shutil
+import signal
 import socket
 import ssl
 import subprocess
 import threading
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Self
@@ -31,7 +33,8 @@ def executable() -> str:
 class ValkeyServer:
     """One server process on a free port of the loopback, its data in `folder`."""
 
-    def __init__(self, folder: Path, **settings: str) -> None:
+    def __init__(self, folder: Path, environment: Mapping[str, str] | None = None, **settings: str) -> None:
+        self._environment = dict(environment or {})
         self.folder, self.settings = folder, DURABLE | {k.replace("_", "-"): v for k, v in settings.items()}
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
@@ -53,7 +56,8 @@ class ValkeyServer:
         """Start it and return when it takes connections."""
         options = {"bind": "127.0.0.1", "port": str(self.port), "dir": str(self.folder), **self.settings}
         command = [executable(), *(part for name, value in options.items() for part in (f"--{name}", value))]
-        self._process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        environment = os.environ | self._environment
+        self._process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment)
         assert self._process.stdout
         lines: list[bytes] = []
         for line in self._process.stdout:
@@ -63,6 +67,14 @@ class ValkeyServer:
                 self._rest.start()
                 return
         raise AssertionError(b"".join(lines).decode())
+
+    def freeze(self) -> None:
+        """Let it answer nothing, with its connections open, until `thaw`."""
+        self._process.send_signal(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        """Let it go on."""
+        self._process.send_signal(signal.SIGCONT)
 
     def kill(self) -> None:
         """End it at once, as `kill -9` does."""

@@ -27,6 +27,7 @@ import pyarrow as pa
 
 from tiers import cold_file, record
 from tiers.cold_file import first_line
+from tiers.cold_witness import Witness
 from tiers.disk import Disk, fsync
 from tiers.errors import InvalidRecord, IsothermError, OutcomeUnknown, TierCorrupt, TierFull, TierUnavailable
 from tiers.record import Int64s
@@ -51,8 +52,11 @@ class Table:
         self._wal_is_new = True
         Disk(directory).make()
         self._lock = cold_file.lock(directory / "cold.lock", self.file)
+        self._witness = Witness(self.file, self._wal)
         try:
+            self._witness.check()
             self._connection = cold_file.connect(self.file, self._columns, memory_limit_mb, threads)
+            self._witness.open()
         except BaseException:
             os.close(self._lock)
             raise
@@ -95,7 +99,10 @@ class Table:
         if self.free < 2 * self.wal_bytes:
             return False
         try:
+            self._witness.forget()
             self._connection.execute("CHECKPOINT")
+        except OSError as error:
+            raise OutcomeUnknown(f"{self.file} could not be checkpointed and needs a restart: {error}") from error
         except duckdb.Error as error:
             raise OutcomeUnknown(
                 f"{self.file} could not be checkpointed and needs a restart: {first_line(error)}"
@@ -167,6 +174,7 @@ class Table:
     def close(self) -> None:
         """Close the file and give up the lock. What is in the WAL stays there and is read at the next open."""
         self._connection.close()
+        self._witness.close()
         os.close(self._lock)
 
     # -- inside ------------------------------------------------------------------------------------------------------
@@ -198,6 +206,7 @@ class Table:
             if self._wal_is_new:
                 fsync(self._directory)
                 self._wal_is_new = False
+            self._witness.follow()
         except duckdb.Error as error:
             self._fail(error, committing=committing)
         except OSError as error:

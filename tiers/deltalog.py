@@ -11,10 +11,9 @@ when it reads back, since the newest version, which it is shown then, does not h
 
 from __future__ import annotations
 
-import json
 import time
 import uuid
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -26,7 +25,7 @@ from deltalake.exceptions import DeltaError
 from tiers import replay
 from tiers.errors import IsothermError, OutcomeUnknown, TierUnavailable
 from tiers.parquet import DataFile
-from tiers.replay import FACTS, LAST, READER, WRITER, checkpoint_path, entry_path
+from tiers.replay import FACTS, LAST, READER, WRITER, checkpoint_path, entry_path, seal_path
 from tiers.storage import Storage
 
 CHECKPOINT_COMMITS = 50  # entries that a load reads one by one
@@ -67,7 +66,7 @@ class DeltaLog:
         storage.prepare()
         if not replay.named(storage):
             with suppress(FileExistsError):  # two may begin at once: both look at what the first has made
-                storage.put_new(entry_path(0), _lines(_creation(schema, facts)))
+                storage.put_new(entry_path(0), replay.entry(_creation(schema, facts)))
         return cls(storage)
 
     @property
@@ -102,7 +101,7 @@ class DeltaLog:
             for partition, epoch in owners.items()
         ]
         actions += [_add(file) for file in add] + [_remove(file) for file in remove]
-        self.storage.put_new(entry_path(self.version + 1), _lines([_information("WRITE", now_ms), *actions]))
+        self.storage.put_new(entry_path(self.version + 1), replay.entry([_information("WRITE", now_ms), *actions]))
         self.entries += 1
 
     def sync(self) -> None:
@@ -117,10 +116,12 @@ class DeltaLog:
         table = DeltaTable(self.storage.uri, storage_options=self.storage.options)
         table.create_checkpoint()
         self.checkpoint = int(table.version())
-        self.storage.sync([checkpoint_path(self.checkpoint), LAST])
+        made, seal = checkpoint_path(self.checkpoint), seal_path(self.checkpoint)
+        self.storage.put_new(seal, replay.seal(self.storage.read(made)))
+        self.storage.sync([made, seal, LAST])
         log = replay.named(self.storage)
         old = [path for version, path in log if version < self.checkpoint - ENTRIES_KEPT]
-        self.storage.remove(old)
+        self.storage.remove([*old, *map(seal_path, replay.checkpoints((v, p) for v, p in log if p in old))])
         self.entries = len(log) - len(old)
 
 
@@ -148,10 +149,6 @@ def _information(operation: str, now_ms: int) -> dict[str, Any]:
     """Return the action that says who wrote the entry; the random id makes it differ from every other's."""
     about = {"operation": operation, "operationParameters": {}, "timestamp": now_ms, "engineInfo": "isotherm"}
     return {"commitInfo": {**about, "isotherm.entry": uuid.uuid4().hex}}
-
-
-def _lines(actions: Iterable[Mapping[str, Any]]) -> bytes:
-    return b"".join(json.dumps(action, separators=(",", ":")).encode() + b"\n" for action in actions)
 
 
 def _add(file: DataFile) -> dict[str, Any]:

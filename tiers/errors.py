@@ -15,6 +15,10 @@ class SettingsError(IsothermError):
     """A setting is unknown or impossible; the message names key, value and reason (exit 2)."""
 
 
+class LogChanged(SettingsError):
+    """The log is not the one that was read so far: only a person can say what is to become of it (exit 2)."""
+
+
 class ServiceMissing(IsothermError):
     """A service needed at start is not there or not fit; the message names it, its address and the fix (exit 3)."""
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -31,7 +31,7 @@ from tiers.index import Index
 from tiers.layout import Layout
 from tiers.listed import Known
 from tiers.parquet import DataFile
-from tiers.recent import Recent
+from tiers.recent import Recent, same, same_vector
 from tiers.record import Bools, Floats, Int64s, Row
 from tiers.rewrite import Rewrite
 from tiers.storage import Storage
@@ -200,7 +200,13 @@ class GlacierMemory:
         return Vectors(found, len(read))
 
     async def _read(self, missing: Sequence[Missing]) -> list[tuple[int, Row | None]]:
-        """Read rows from their files and keep them; a stretch of a file is one job, so that all threads have some."""
+        """Read rows from their files and keep them."""
+        found = await self._fetch(missing)
+        self._recent.keep_rows(row for _, row in found if row is not None)
+        return found
+
+    async def _fetch(self, missing: Sequence[Missing]) -> list[tuple[int, Row | None]]:
+        """Read rows from their files; a stretch of a file is one job, so that all threads have some."""
         stretches: dict[tuple[DataFile, int], list[Missing]] = {}
         for each in missing:
             stretches.setdefault((each.file, each.row // BATCH_ROWS_MAX), []).append(each)
@@ -211,7 +217,6 @@ class GlacierMemory:
         found: list[tuple[int, Row | None]] = []
         for members, rows in zip(stretches.values(), await asyncio.gather(*jobs), strict=True):
             found += [(each.at, row) for each, row in zip(members, rows, strict=True)]
-            self._recent.keep_rows(row for row in rows if row is not None)
         return found
 
     async def evict(self, keys: Sequence[Location], receipt: Receipt | None) -> int:  # noqa: ARG002 - the protocol's
@@ -293,6 +298,23 @@ class GlacierMemory:
         if place is None or place[0].key not in self._files.archive.files:
             return None
         return (await self._readers.run(self._files.fetch, place[0], [(place[1], where)]))[0]
+
+    async def miscached(self, locations: Sequence[Location]) -> list[Location]:
+        """Return those of these rows that the cache shows otherwise than their files do; TierCorrupt."""
+        held = {at: self._recent.find(where) for at, where in enumerate(locations)}
+        shown = [at for at, row in held.items() if row is not None and self._files.find(locations[at]) is not None]
+        vectors = {at: self._recent.vector(locations[at]) for at in shown}
+        wanted = [Missing(at, locations[at], *self._files.find(locations[at])) for at in shown]  # type: ignore[misc]
+        return [
+            locations[at]
+            for at, row in await self._fetch(wanted)
+            if row is not None and not (same(row, held[at]) and same_vector(row.vector, vectors[at]))
+        ]
+
+    def forget(self, locations: Iterable[Location]) -> None:
+        """Take rows out of the cache: the next read has them from their files."""
+        for where in locations:
+            self._recent.forget(where)
 
     async def take_out(self, file: DataFile, target: Path) -> int:
         """Put a file of the archive in a directory of this machine; returns the bytes that had to be copied.

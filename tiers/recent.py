@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -105,6 +106,12 @@ class Recent:
         for key, block in stored:
             self._keep(key, Held.of(block), block.get_total_buffer_size())
 
+    def forget(self, where: Location) -> None:
+        """Forget a row, and the block that it lies in."""
+        for key in ((where.id, where.version), (where.partition, where.slot >> BLOCK_BITS)):
+            _, size = self._held.pop(key, (None, 0))
+            self.bytes -= size
+
     def clear(self) -> None:
         """Forget everything."""
         self._held.clear()
@@ -124,3 +131,19 @@ class Recent:
         while self.bytes > self.bytes_limit:
             _, (_, freed) = self._held.popitem(last=False)
             self.bytes -= freed
+
+
+def same(row: Row, other: Row | None) -> bool:
+    """Say whether two rows are equal, vectors bit for bit. Pure."""
+    return other is not None and _plain(row) == _plain(other) and same_vector(row.vector, other.vector)
+
+
+def same_vector(vector: Floats | None, other: Floats | None) -> bool:
+    """Say whether two vectors are equal, bit for bit. Pure."""
+    if vector is None or other is None:
+        return vector is other
+    return vector.tobytes() == other.tobytes()
+
+
+def _plain(row: Row) -> Row:
+    return replace(row, vector=None)

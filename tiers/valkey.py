@@ -85,18 +85,20 @@ class Script:
         count, more = packed if packed is not None else (0, b"")
         return [pack("EVALSHA", self.sha, len(keys), *keys, *arguments, more=count), more]
 
-    async def run(self, client: Redis, keys: Sequence[bytes], *arguments: Argument) -> Any:
+    async def run(
+        self, client: Redis, keys: Sequence[bytes], *arguments: Argument, answer_s: float | None = None
+    ) -> Any:
         """Run it once and return its reply; one that the server did not know is loaded first, nothing ran then."""
-        (reply,) = await self.run_all(client, [self.command(keys, *arguments)])
+        (reply,) = await self.run_all(client, [self.command(keys, *arguments)], answer_s=answer_s)
         return reply
 
-    async def run_all(self, client: Redis, commands: Sequence[Packed]) -> list[Any]:
+    async def run_all(self, client: Redis, commands: Sequence[Packed], *, answer_s: float | None = None) -> list[Any]:
         """Run calls, sent together, and return their replies; an error is raised when all are answered."""
-        replies = await send_all(client, each(commands))
+        replies = await send_all(client, each(commands), answer_s=answer_s)
         unknown = [at for at, reply in enumerate(replies) if isinstance(reply, wrong.NoScriptError)]
         if unknown:
             await self.load(client)
-            again = await send_all(client, each([commands[at] for at in unknown]))
+            again = await send_all(client, each([commands[at] for at in unknown]), answer_s=answer_s)
             for at, reply in zip(unknown, again, strict=True):
                 replies[at] = reply
         return good(client, replies)
@@ -114,23 +116,26 @@ def pack(*arguments: Argument, more: int = 0) -> bytes:
     return b"*%d\r\n" % (len(given) + more) + b"".join([b"$%d\r\n%b\r\n" % (len(one), one) for one in given])
 
 
-async def send(client: Redis, *command: Argument) -> Any:
+async def send(client: Redis, *command: Argument, answer_s: float | None = None) -> Any:
     """Send one command that may write, once, and return its reply; every failure as what the caller may conclude.
 
-    A caller that is cancelled meanwhile knows nothing of the outcome, as with OutcomeUnknown.
+    `answer_s` is waited for instead of the client's own timeout: what was sent has an outcome, and a server that is
+    slow will tell it. A caller that is cancelled meanwhile knows nothing of the outcome, as with OutcomeUnknown.
     """
-    (reply,) = good(client, await send_all(client, each([[pack(*command)]])))
+    (reply,) = good(client, await send_all(client, each([[pack(*command)]]), answer_s=answer_s))
     return reply
 
 
-async def send_all(client: Redis, commands: AsyncIterable[Packed]) -> list[Any]:
+async def send_all(client: Redis, commands: AsyncIterable[Packed], *, answer_s: float | None = None) -> list[Any]:
     """Send commands that may write, each once, without waiting for replies in between; returns the replies.
 
-    Errors that the server replies are among them. OutcomeUnknown when one was not answered.
+    Errors that the server replies are among them. OutcomeUnknown when one was not answered, within `answer_s` if given.
     """
     pool = cast("BlockingConnectionPool", client.connection_pool)
     with reading(client):  # until here nothing has left
         connection = await pool.get_connection()  # type: ignore[no-untyped-call]
+    usual_s = connection.socket_timeout
+    connection.socket_timeout = usual_s if answer_s is None else answer_s
     sent, replies, command = 0, list[Any](), list[Any]()
     try:
         async for command in commands:
@@ -145,6 +150,7 @@ async def send_all(client: Redis, commands: AsyncIterable[Packed]) -> list[Any]:
         name = bytes(command[0]).split(b"\r\n", 3)[2].decode()
         raise OutcomeUnknown(f"{address(client)} did not answer a {name}: {error}") from error
     finally:
+        connection.socket_timeout = usual_s
         if len(replies) < sent:  # they may still come, and would be taken for those of the next commands
             await connection.disconnect(nowait=True)
         await pool.release(connection)

@@ -109,7 +109,7 @@ class WarmMemory:
 
     async def _raise(self, partition: int, epoch: int, present_max: int) -> None:
         for key in self._keys.epochs(partition):
-            await RAISE.run(self.client, [key], epoch, present_max)
+            await RAISE.run(self.client, [key], epoch, present_max, answer_s=self._settings.answer_s)
         self._epochs[partition] = epoch
 
     def _epoch(self, partition: int) -> int:
@@ -163,10 +163,11 @@ class WarmMemory:
             commands = warm_rows.flat(coming)
             replies: list[bytes] = []
             async for first in commands:
-                replies += await STORE.run_all(self.client, [first])
+                replies += await STORE.run_all(self.client, [first], answer_s=self._settings.answer_s)
                 break
             try:
-                replies += valkey.good(self.client, await valkey.send_all(self.client, commands))
+                rest = await valkey.send_all(self.client, commands, answer_s=self._settings.answer_s)
+                replies += valkey.good(self.client, rest)
             except (TierFull, TierUnavailable) as error:
                 raise OutcomeUnknown(f"only a part of a batch was stored: {error}") from error
         held = record.versions_of(unique).copy()
@@ -183,7 +184,7 @@ class WarmMemory:
             EVICT.command(call.keys, self._epoch(call.partition), versions[call.rows].tobytes())
             for call in self._keys.calls(places.ids, places.partitions, PAGE_ROWS)
         ]
-        return sum(await EVICT.run_all(self.client, commands))
+        return sum(await EVICT.run_all(self.client, commands, answer_s=self._settings.answer_s))
 
     async def clear(self) -> None:
         """Delete every row, durably; the epochs stay."""

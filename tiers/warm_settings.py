@@ -18,6 +18,9 @@ SCHEMES = ("redis", "rediss", "unix")
 class WarmSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """`buckets` a partition are what a cluster could spread; `bytes_limit` 0 = the server's maxmemory.
 
+    A read waits `timeout_ms`. What writes waits `write_timeout_ms` for its answer: past it the outcome is unknown, and
+    that ends the node, so a server that hangs for a while should not come to it.
+
     `username` and a password are those of an ACL user; the files (PEM) count with a rediss:// URL.
     """
 
@@ -33,6 +36,7 @@ class WarmSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     rows_per_call: int = 250
     bytes_limit: int = 0
     timeout_ms: int = 5_000
+    write_timeout_ms: int = 30_000
     connections: int = 16
 
     def __post_init__(self) -> None:
@@ -41,8 +45,8 @@ class WarmSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
             raise SettingsError(f"warm.prefix: {self.prefix!r} is not 1-64 of letters, digits, '.', '_' and '-'")
         if not 1 <= self.rows_per_call <= ROWS_MAX:
             raise SettingsError(f"warm.rows_per_call: {self.rows_per_call} is not within 1 and {ROWS_MAX}")
-        if min(self.buckets, self.timeout_ms, self.connections) < 1 or self.bytes_limit < 0:
-            raise SettingsError("warm: buckets, timeout_ms and connections are at least 1, bytes_limit at least 0")
+        if min(self.buckets, self.timeout_ms, self.write_timeout_ms, self.connections) < 1 or self.bytes_limit < 0:
+            raise SettingsError("warm: buckets, timeouts and connections are at least 1, bytes_limit at least 0")
         try:
             url = urlsplit(self.url)
             known, named = url.scheme in SCHEMES and url.port != 0, url.username or url.password
@@ -57,6 +61,11 @@ class WarmSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         files = [name for name in ("ca_file", "cert_file", "key_file") if getattr(self, name)]
         if files and url.scheme != "rediss":
             raise SettingsError(f"warm.{files[0]}: warm.url is not encrypted; write rediss://")
+
+    @property
+    def answer_s(self) -> float:
+        """Return how long a write waits for its answer, in seconds."""
+        return self.write_timeout_ms / 1000
 
     def __repr__(self) -> str:
         return f"WarmSettings({self.prefix!r}, username={self.username!r}, password={secret.masked(self.password)!r})"

@@ -137,7 +137,13 @@ class World:
             MoveSettings(), self.rules, self.index, self.hot, tiers, self.changes, {P: self.lane}, lambda: self.now_ms
         )
         self.mover = Mover(
-            self.index, tiers, self.changes, SHAPE, self.marks, lambda _: self.acknowledged, self.promotion.keep
+            self.index,
+            tiers,
+            self.changes,
+            SHAPE,
+            self.marks,
+            lambda _: self.version(self.acknowledged),
+            self.promotion.keep,
         )
 
     # -- what happens ------------------------------------------------------------------------------------------------

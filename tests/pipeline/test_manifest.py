@@ -9,6 +9,7 @@ import pytest
 
 from pipeline.manifest import Clearances, DataDirectory
 from pipeline.settings import Settings
+from tiers import record
 from tiers.errors import SettingsError
 from tiers.tier import TierName
 
@@ -19,12 +20,12 @@ def test_a_note_survives_the_process_and_ends_when_it_is_struck(tmp_path: Path) 
     """What begin and remember wrote, the next start reads; after end it is gone."""
     with DataDirectory(tmp_path) as directory:
         notes = Clearances(directory, directory.manifest(Settings()))
-        notes.begin(3, TierName.COLD, 120)
+        notes.begin(3, TierName.COLD, record.pack_version(2, 120))
         notes.remember(1, 77)
     with DataDirectory(tmp_path) as directory:
         notes = Clearances(directory, directory.manifest(Settings()))
 
-        assert {3: (TierName.COLD, 120)} == notes.unfinished()
+        assert {3: (TierName.COLD, record.pack_version(2, 120))} == notes.unfinished()
         assert (77, 0) == (notes.cleared_below(1), notes.cleared_below(2))
 
         notes.end(3)
@@ -78,3 +79,29 @@ def test_a_manifest_that_is_none_stops_the_start_with_its_name(tmp_path: Path) -
     (tmp_path / "manifest.json").write_text('{"node": 3')
     with DataDirectory(tmp_path) as directory, pytest.raises(SettingsError, match=r"manifest\.json is not a manifest"):
         directory.manifest(Settings())
+
+
+def test_every_flipped_bit_and_every_cut_is_refused(tmp_path: Path) -> None:
+    """The manifest says the log's epoch and what must not come back: none of its bytes is believed without proof."""
+    with DataDirectory(tmp_path) as directory:
+        notes = Clearances(directory, directory.manifest(Settings()))
+        notes.remember(1, 77)
+        file = tmp_path / "manifest.json"
+        good = file.read_bytes()
+        right = directory.manifest(Settings())
+        believed = 0
+        for bit in range(len(good) * 8):
+            bad = bytearray(good)
+            bad[bit // 8] ^= 1 << bit % 8
+            file.write_bytes(bad)
+            try:
+                found = directory.manifest(Settings())
+            except SettingsError:
+                continue
+            believed += 1  # white space, or the name of the checksum: the content is as it was
+            assert (right.epoch, right.cleared_below, right.node) == (found.epoch, found.cleared_below, found.node), bit
+        assert believed < len(good)
+        for end in range(len(good) - 1):
+            file.write_bytes(good[:end])
+            with pytest.raises(SettingsError):
+                directory.manifest(Settings())

@@ -18,10 +18,12 @@ from pipeline.cli import app
 from pipeline.settings import Settings
 from pipeline.verify import Verify
 from pipeline.verify_survey import Found, Survey
+from pipeline.verify_survey import homes as homes_of
 from tests.nodes import rows, until
 from tests.pipeline.test_questions import COUNT, Service, service
 from tiers import codec
 from tiers.cold import ColdMemory
+from tiers.glacier import GlacierMemory
 from tiers.tier import TierName
 from tiers.warm import WarmMemory
 
@@ -239,6 +241,31 @@ async def test_damaged_files_of_the_archive_are_found_by_name(service: Service) 
     assert [True, True, True, False] == [file.path in named for file in files[:4]]
     lost = {each["id"] for each in report["problems"] if each["kind"] in ("missing", "damaged")}
     assert sum(file.rows for file in files[:3]) == len(lost)
+
+
+async def test_a_cache_that_differs_from_its_files_is_made_right(service: Service) -> None:
+    """A bit of a row flipped in memory, and of the vector that a search reads: named, and read from the file again."""
+    glacier = cast("GlacierMemory", service.memory.node.tiers[TierName.GLACIER])
+    homes = [where for page in homes_of(service.memory.node, TierName.GLACIER) for where in page]
+    rows_there = [row for row in await glacier.get(homes) if row is not None]
+    first = replace(rows_there[0], payload=b'{"n":999}')
+    second = replace(rows_there[1], vector=np.negative(cast("Any", rows_there[1].vector)))
+    glacier._recent.keep_rows([first, second])
+
+    report = await verify(service)
+    assert [("cache", "glacier", one, False) for one in sorted((first.id, second.id))] == kinds(report)
+    repaired = await verify(service, repair=True)
+    assert (True, 2) == (repaired["ok"], repaired["problems_total"])
+    await healthy(service)
+    assert rows_there[0].payload == (await glacier.get(homes[:1]))[0].payload  # type: ignore[union-attr]
+
+
+async def test_a_topic_made_again_is_found(service: Service) -> None:
+    """It has another id than the one that the data directory has read."""
+    service.memory.node.manifest.topic = "another"
+    report = await verify(service)
+    assert ["log"] == [each["kind"] for each in report["problems"]]
+    assert "isotherm log adopt" in report["problems"][0]["detail"]
 
 
 async def test_offsets_committed_beyond_what_is_durable_are_found(service: Service) -> None:

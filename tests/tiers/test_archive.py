@@ -416,6 +416,22 @@ async def test_a_torn_checkpoint_is_put_aside(path, opened, damage, hint):
     assert ["a"] == [one.id for one, _ in await everything(again)]
 
 
+async def test_a_checkpoint_that_says_something_else_is_put_aside(path, opened):
+    """A bit of it flipped: readable or not, it is not the one that was made, and the entries have it all."""
+    tier = await opened(1)
+    await tier.store(batch(row("a", 1)))
+    while not (made := list((path / "_delta_log").glob("*.checkpoint.parquet"))):
+        await tier.raise_epoch(1, version(path) + 1)
+    whole, before = made[0].read_bytes(), tier.epoch(1)
+    for at in range(0, len(whole), len(whole) // 8):
+        made[0].write_bytes(whole[:at] + bytes([whole[at] ^ 4]) + whole[at + 1 :])
+        again = await opened()
+        assert not made[0].exists()
+        assert before == again.epoch(1)
+        for torn in (path / "_delta_log").glob("*.torn"):
+            torn.rename(torn.with_suffix(""))
+
+
 async def test_a_readable_checkpoint_is_never_put_aside(path, opened):
     """When the table does not load for another reason, the start is refused and nothing is renamed."""
     tier = await opened(3)
@@ -446,7 +462,8 @@ async def test_checkpoints_keep_epochs_and_files_and_are_fsynced(path, opened):
     at = synced.paths.index(name)
     again = await opened()
 
-    assert [name, "_delta_log/_last_checkpoint", "_delta_log"] == synced.paths[at : at + 3]
+    seal = name.replace("parquet", "crc32c")
+    assert [name, seal, "_delta_log/_last_checkpoint", "_delta_log"] == synced.paths[at : at + 4]
     assert (1, CHECKPOINT_COMMITS + 3) == (again.epoch(0), again.epoch(1))
     assert ["a"] == [one.id for one in await again.get(places(receipt))]
 
@@ -456,8 +473,10 @@ def test_the_log_stays_bounded(path):
     archive = Archive.open(Disk(path), SCHEMA, PARTITIONS, FACTS)
     for epoch in range(1, 1_301):
         archive.raise_epochs({epoch % PARTITIONS: epoch})
-    log = list((path / "_delta_log").iterdir())
+    log = [each for each in (path / "_delta_log").iterdir() if each.suffix != ".crc32c"]
+    seals = list((path / "_delta_log").glob("*.crc32c"))
 
+    assert len(seals) == sum(each.name.endswith(".checkpoint.parquet") for each in log)
     assert len(log) <= ENTRIES_KEPT + 2 * CHECKPOINT_COMMITS + ENTRIES_KEPT // CHECKPOINT_COMMITS + 3
     assert archive.log.entries == len(log) - 1  # without the hint at the last checkpoint
     assert {0: 1300, 1: 1297, 2: 1298, 3: 1299} == Archive.open(Disk(path), SCHEMA, PARTITIONS, FACTS).epochs

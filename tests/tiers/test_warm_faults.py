@@ -157,7 +157,10 @@ class TestDurable:
 class TestLostReply:
     async def test_outcome_unknown_and_sent_once(self, own: ValkeyServer) -> None:
         """A write whose reply never comes was executed once; nobody repeats it, and the caller is told."""
-        async with Proxy(own.port) as proxy, opened(WarmSettings(url=proxy.url, timeout_ms=300)) as tier:
+        async with (
+            Proxy(own.port) as proxy,
+            opened(WarmSettings(url=proxy.url, timeout_ms=300, write_timeout_ms=300)) as tier,
+        ):
             before = calls(own)
 
             async def until_written(_: bytes) -> bool:
@@ -170,6 +173,22 @@ class TestLostReply:
             with pytest.raises(TierUnavailable):  # a read has no outcome to be unknown
                 await tier.get([at("ns/0")])
             assert before + 1 == calls(own)
+
+    async def test_a_server_that_hangs_for_a_while_costs_no_outcome(self, own: ValkeyServer) -> None:
+        """A write waits longer for its answer than a read: what was sent has an outcome, and the server tells it."""
+        async with opened(WarmSettings(url=own.url, timeout_ms=1_500)) as tier:
+            await tier.usage()
+            own.freeze()
+            storing = asyncio.ensure_future(tier._put(rows(300)))
+            with pytest.raises(TierUnavailable):
+                await tier.get([at("ns/0")])
+            with pytest.raises(TierUnavailable):
+                await tier.get([at("ns/0")])
+            assert not storing.done()
+            own.thaw()
+
+            assert {1} == set((await storing).tolist())
+            assert 300 == len(await versions(tier))
 
     async def test_the_client_repeats_nothing(self, own: ValkeyServer) -> None:
         """Whoever uses the tier's client directly has a request sent once, too."""
