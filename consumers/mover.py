@@ -22,7 +22,7 @@ from consumers.counts import MoveCounts, move_facts
 from consumers.watermark import Watermark
 from producers.changes import Changes
 from producers.tracing import OFF, Tracing, Work
-from tiers import record
+from tiers import failpoint, record
 from tiers.errors import TierCorrupt, TierFull, TierUnavailable
 from tiers.index import Index
 from tiers.record import Int64s
@@ -91,18 +91,21 @@ class Mover:
         began, step = time.perf_counter(), self._tracing.step
         pending = [Location(where.id, where.version, partition, NO_SLOT) for where in sources]
         pending = [where for where in pending if self._index.queue.add(target, where)]
+        failpoint.reach("move.queued", source.word, target.word)
         try:
             with step("read", tier=source.word, rows=len(sources)):
                 batch, sources = await self._read(source, sources)
             if not sources:
                 self._unqueue(target, pending)
                 return 0
+            failpoint.reach("move.read", source.word, target.word)
             with step("store", tier=target.word, rows=batch.num_rows, bytes=batch.nbytes):
                 receipt = await self._tiers[target].store(batch)
         except (TierFull, TierUnavailable) as error:  # by their contract nothing was stored
             self._unqueue(target, pending)
             self.counts.refused[source.word, target.word, type(error).__name__] += 1
             raise
+        failpoint.reach("move.stored", source.word, target.word)
         assert np.array_equal(receipt.versions, receipt.held), "a tier below held a newer version than the index knew"
         stored = _stored(receipt, partition)
         for where in stored:
@@ -111,9 +114,12 @@ class Mover:
             self._unqueue(target, [*pending, *(Location(at.id, at.version, partition) for at in stored)])
         with step("announce", rows=len(receipt.ids)):
             at_ms = await self._changes.publish(partition, source, target, reason, receipt.ids, receipt.versions)
+        failpoint.reach("move.announced", source.word, target.word)
         moved = self._rewrite_home(source, target, batch, receipt, stored, sources, reason, at_ms)
+        failpoint.reach("move.relocated", source.word, target.word)
         with step("evict", tier=source.word, rows=len(sources)):
             evicted = await self._evict(source, sources, receipt)
+        failpoint.reach("move.evicted", source.word, target.word)
         work.note(rows=moved, bytes=batch.nbytes)
         self.moved[source.word, target.word] = self.moved.get((source.word, target.word), 0) + moved
         took_s = time.perf_counter() - began
@@ -196,7 +202,12 @@ class Mover:
     async def evict_queued(self, partition: int, tier: TierName, limit: int) -> int:
         """Evict up to `limit` superseded rows of a partition from warm or cold (glacier's go by `compact`)."""
         waiting = self._index.queue.list(partition, tier, limit)
-        return await self._evict(tier, waiting, None) if waiting else 0
+        if not waiting:
+            return 0
+        failpoint.reach("superseded.listed", tier.word)
+        evicted = await self._evict(tier, waiting, None)
+        failpoint.reach("superseded.evicted", tier.word)
+        return evicted
 
     async def discard(self, partition: int, tier: TierName, keys: Sequence[Location]) -> None:
         """Evict exactly these rows, which are queued and no homes, and take them out of the queue once answered."""
@@ -230,7 +241,9 @@ class Mover:
             versions = np.array([where.version for where in tombstones], np.int64)
             ids = [where.id for where in tombstones]
             await self._changes.publish(partition, TierName.GLACIER, None, "tombstone", ids, versions)
+            failpoint.reach("tombstone.announced")
         dropped = await self.rewrite_glacier(partition, everything)
+        failpoint.reach("tombstone.dropped" if tombstones else "compact.rewritten")
         self._index.drop((where.id, where.version) for where in tombstones)
         self._unqueue(TierName.GLACIER, waiting)
         log.info("archive.compacted", partition=partition, dropped=dropped, tombstones=len(tombstones))

@@ -13,6 +13,7 @@ from typing import Self
 import msgspec
 
 from pipeline.settings import Settings
+from tiers import failpoint
 from tiers.errors import ServiceMissing, SettingsError
 from tiers.tier import TierName
 
@@ -86,8 +87,10 @@ class DataDirectory:
         with fresh.open("wb") as out:
             out.write(msgspec.json.format(msgspec.json.encode(manifest)))
             out.flush()
+            failpoint.reach("manifest.written")
             os.fsync(out.fileno())
         fresh.replace(file)
+        failpoint.reach("manifest.renamed")
         directory = os.open(self.path, os.O_RDONLY)
         try:
             os.fsync(directory)

@@ -16,7 +16,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import structlog
 
-from tiers import codec, record
+from tiers import codec, failpoint, record
 from tiers.cold_table import Table
 from tiers.errors import OutcomeUnknown, TierCorrupt, TierFull, TierUnavailable
 from tiers.listed import Known, all_known
@@ -85,8 +85,10 @@ class ColdRows:
         except OutcomeUnknown as error:
             self._unknown = error
             raise
+        failpoint.reach("cold.committed")
         self._next += batch.num_rows
         lost = self._side.append(slots, packed)
+        failpoint.reach("side.appended")
         if lost:
             log.warning("side.append_failed", rows=lost)
         return slots
@@ -99,6 +101,7 @@ class ColdRows:
         except OutcomeUnknown as error:
             self._unknown = error
             raise
+        failpoint.reach("cold.deleted")
         self._evicted_bytes += self._side.release(slots)
         self._side.shrink()
         return len(slots)

@@ -25,7 +25,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from tiers import cold_file, record
+from tiers import cold_file, failpoint, record
 from tiers.cold_file import first_line
 from tiers.disk import Disk, fsync
 from tiers.errors import InvalidRecord, IsothermError, OutcomeUnknown, TierCorrupt, TierFull, TierUnavailable
@@ -100,6 +100,7 @@ class Table:
         """
         if self.free < 2 * self.wal_bytes:
             return False
+        failpoint.reach("cold.checkpoint_due")
         try:
             self._connection.execute("CHECKPOINT")
         except duckdb.Error as error:
@@ -107,6 +108,7 @@ class Table:
                 f"{self.file} could not be checkpointed and needs a restart: {first_line(error)}"
             ) from error
         self._wal_is_new = True
+        failpoint.reach("cold.checkpointed")
         return True
 
     # -- reading -----------------------------------------------------------------------------------------------------
@@ -200,6 +202,7 @@ class Table:
             self._connection.execute("BEGIN")
             yield
             committing = True
+            failpoint.reach("cold.written")
             self._connection.execute("COMMIT")
             if self._wal_is_new:
                 fsync(self._directory)

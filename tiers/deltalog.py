@@ -23,7 +23,7 @@ from deltalake import DeltaTable
 from deltalake import Schema as DeltaSchema
 from deltalake.exceptions import DeltaError
 
-from tiers import replay
+from tiers import failpoint, replay
 from tiers.errors import IsothermError, OutcomeUnknown, TierUnavailable
 from tiers.parquet import DataFile
 from tiers.replay import FACTS, LAST, READER, WRITER, checkpoint_path, entry_path
@@ -116,8 +116,10 @@ class DeltaLog:
             return
         table = DeltaTable(self.storage.uri, storage_options=self.storage.options)
         table.create_checkpoint()
+        failpoint.reach("archive.checkpoint_written")
         self.checkpoint = int(table.version())
         self.storage.sync([checkpoint_path(self.checkpoint), LAST])
+        failpoint.reach("archive.checkpoint_synced")
         log = replay.named(self.storage)
         old = [path for version, path in log if version < self.checkpoint - ENTRIES_KEPT]
         self.storage.remove(old)

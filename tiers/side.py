@@ -29,6 +29,7 @@ import google_crc32c
 import numpy as np
 import numpy.typing as npt
 
+from tiers import failpoint
 from tiers.record import Int64s
 from tiers.slots import ABSENT, GONE, PLACE, Places, Slots, nowhere
 
@@ -233,6 +234,7 @@ class SideFile:
 
     def _unlink(self, segment: Segment) -> None:
         del self._segments[segment.number]
+        failpoint.reach("side.shrunk")
         segment.path.unlink(missing_ok=True)
 
     def clear(self) -> None:

@@ -20,7 +20,7 @@ import numpy as np
 import pyarrow as pa
 from redis.asyncio import Redis
 
-from tiers import codec, record, valkey
+from tiers import codec, failpoint, record, valkey
 from tiers.alone import find, open_alone, settle
 from tiers.errors import Fenced, OutcomeUnknown, SettingsError, TierCorrupt, TierFull, TierUnavailable
 from tiers.index import Index
@@ -104,6 +104,7 @@ class WarmMemory:
     async def _raise(self, partition: int, epoch: int, present_max: int) -> None:
         for key in self._keys.epochs(partition):
             await RAISE.run(self.client, [key], epoch, present_max)
+            failpoint.reach("warm.raised")
         self._epochs[partition] = epoch
 
     def _epoch(self, partition: int) -> int:
@@ -147,12 +148,14 @@ class WarmMemory:
         script = STORE
         for call in self._keys.calls(unique["id"].to_pylist(), partition, rows_max):
             packed = codec.encode_batch(unique.take(pa.array(call.rows)))
+            failpoint.reach("warm.packed")
             try:
                 reply = await script.run(self.client, call.keys, epochs[call.partition], *packed)
             except (TierFull, TierUnavailable) as error:
                 if script is STORE:
                     raise
                 raise OutcomeUnknown(f"only a part of a batch was stored: {error}") from error
+            failpoint.reach("warm.answered")
             held[call.rows] = np.frombuffer(reply, "<i8")
             script = STORE_ON
         return held
