@@ -2,10 +2,10 @@
 
     CHAOS_POINT="move.stored:hot-warm 3 kill" python -m tests.chaos.armed run -s …
 
-At the third time that the point is reached the process says so on its standard output and does the deed: `kill` (SIGKILL
-to itself), `stop` (SIGSTOP), `raise` or `hang` (the thread never comes back). CHAOS_BREAK names a rule of the product
-to be broken (broken.py): the checker must see what comes of it. Without either it is the product, but for what is rare
-by design and is made frequent here: checkpoints of the archive's log and tidying the file of codes.
+At the third time that the point is reached the process says so on its standard output and does the deed: `kill`
+(SIGKILL to itself), `stop` (SIGSTOP), `raise` or `hang` (the thread never comes back). CHAOS_BREAK names a rule of the
+product to be broken (broken.py): the checker must see what comes of it. Without either it is the product, but for what
+is rare by design and is made frequent here: checkpoints of the archive's log and tidying the file of codes.
 """
 
 from __future__ import annotations

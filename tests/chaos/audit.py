@@ -56,7 +56,7 @@ async def audit(checker: Checker, broker: str, redis: str, prefix: str, data: Pa
     log = read_topic(broker, f"{prefix}.memories", partitions)
     _log(checker, log)
     marks = committed(broker, prefix, partitions)
-    tiers = {
+    lying = {
         "warm": await demo_checks.read_warm(redis, prefix),
         "cold": demo_checks.read_cold(data / "cold"),
         "glacier": demo_checks.read_glacier(data / "glacier"),
@@ -72,7 +72,7 @@ async def audit(checker: Checker, broker: str, redis: str, prefix: str, data: Pa
         if message.offset() >= marks[message.partition()]
         and newest.get(message.key().decode(), (0,))[0] == message.offset() << 16
     }
-    return _tiers(checker, newest, dirty, tiers)
+    return tiers(checker, newest, dirty, lying)
 
 
 def _log(checker: Checker, log: list[Any]) -> None:
@@ -88,17 +88,18 @@ def _log(checker: Checker, log: list[Any]) -> None:
                 checker.note("lost", identifier, f"Kafka does not hold event {event.n} where it was acknowledged")
 
 
-def _tiers(
+def tiers(
     checker: Checker,
     newest: dict[str, tuple[int, bytes | None]],
     dirty: set[str],
-    tiers: dict[str, list[tuple[str, Physical]]],
+    lying: dict[str, list[tuple[str, Physical]]],
 ) -> dict[str, int]:
+    """Judge rows as they lie in the tiers; `newest` by id is (version, message), `dirty` is what a replay brings."""
     found: defaultdict[str, list[tuple[str, Physical]]] = defaultdict(list)
-    for tier, rows in tiers.items():
+    for tier, rows in lying.items():
         for identifier, row in rows:
             found[identifier].append((tier, row))
-    counts = dict.fromkeys(("hot", *tiers), 0)
+    counts = dict.fromkeys(("hot", *lying), 0)
     for identifier, (version, value) in newest.items():
         rows = found.pop(identifier, [])
         here = [(tier, row) for tier, row in rows if row.version == version]

@@ -7,7 +7,7 @@ must not show less (R6: what a read returns was the newest at some moment during
     stale        an older event than an answer has shown before, or than was acknowledged when the read asked for that
     resurrected  an event older than a deletion that an answer has shown
     invisible    nothing, although an answer has shown a record and nothing that deletes it was sent since
-    lost         at the end: what was acknowledged last is not what is there (`Checker.settled`), or is not what was sent
+    lost         at the end: what was acknowledged last is not there (`Checker.settled`), or is not what was sent
 
 Answers that say of themselves that they are not complete are no evidence of absence (R7).
 """

@@ -86,6 +86,8 @@ class Node:
 
     def said(self) -> bytes:
         """Return its log."""
+        if not self._log.exists():  # it has not been born yet
+            return b""
         with self._log.open("rb") as file:
             file.seek(self._at)
             return file.read()
