@@ -54,7 +54,8 @@ class Tally:
 class Campaign:
     """`run` kills until there are enough, or the time is over."""
 
-    def __init__(self, world: World, readers: Readers, dice: random.Random, wanted: list[str]) -> None:
+    def __init__(self, world: World, readers: Readers, dice: random.Random, wanted: list[str], share: float) -> None:
+        self._share = share
         self.world, self._readers, self._dice, self._wanted = world, readers, dice, wanted
         self.tally = Tally()
         self._died: float | None = None
@@ -62,7 +63,7 @@ class Campaign:
     async def run(self, kills: int, until: float) -> None:
         """Live and die."""
         while self.tally.kills.total() < kills and time.monotonic() < until and not self.tally.failures:
-            if self._dice.random() < OTHERS_SHARE or not self._wanted:
+            if self._dice.random() < self._share or not self._wanted:
                 [deed] = self._dice.choices(list(OTHERS), list(OTHERS.values()))
                 await self._otherwise(deed)
             else:

@@ -32,6 +32,7 @@ class Checker:
     counts: Counter[str] = field(default_factory=Counter)
     answers: Counter[str] = field(default_factory=Counter)
     wrong: list[str] = field(default_factory=list)
+    _elsewhere: int = 0
     #: Of each id, (when the answer had ended, event that was the least it can have been), both only grow.
     _shown: dict[str, deque[tuple[float, int]]] = field(default_factory=dict)
 
@@ -94,6 +95,18 @@ class Checker:
         self.counts[kind] += 1
         if len(self.wrong) < SHOWN:
             self.wrong.append(f"{kind}: {identifier}: {what}")
+
+    def take(self, other: Checker) -> None:
+        """Count what another checker, of another ledger, has found."""
+        self.counts += other.counts
+        self.answers += other.answers
+        self.wrong += other.wrong
+        self._elsewhere += other.acknowledged
+
+    @property
+    def acknowledged(self) -> int:
+        """How many events were acknowledged."""
+        return self.ledger.acknowledged + self._elsewhere
 
     @property
     def clean(self) -> bool:

@@ -22,7 +22,7 @@ def summary(outcome: Outcome, seed: int) -> dict[str, Any]:
         "recovery_s": [round(value, 2) for value in sorted(tally.recovery_s)],
         "replayed_rows": rows,
         "replayed_rows_per_s": round(rows / took_s) if took_s else None,
-        "acknowledged": checker.ledger.acknowledged,
+        "acknowledged": checker.acknowledged,
         "answers": dict(checker.answers),
         "refused": outcome.refused,
         "held": outcome.held,
