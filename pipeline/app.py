@@ -128,11 +128,20 @@ class Node:
 
 
 async def supervise(services: Sequence[Service], stop: asyncio.Event, drain_s: float) -> None:
-    """Run services until `stop`, then give them `drain_s` to end; TimeoutError past it, ExceptionGroup on a crash."""
+    """Run services until `stop`, then give them `drain_s` to end; TimeoutError past it, ExceptionGroup on a crash.
+
+    A crash cancels the others, and sets `stop` as well: a cancellation can get lost inside a client library (one that
+    came while a lease was being renewed did), and who missed it would run on without the rest.
+    """
 
     async def guarded(service: Service) -> None:
-        await service.run(stop)
+        try:
+            await service.run(stop)
+        except Exception:
+            stop.set()
+            raise
         if not stop.is_set():
+            stop.set()
             raise RuntimeError(f"service {service.name} ended before it was told to")
 
     async with asyncio.timeout(None) as deadline, asyncio.TaskGroup() as group:

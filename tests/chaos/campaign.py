@@ -125,7 +125,7 @@ class Campaign:
         node.signal(signal.SIGSTOP)
         await asyncio.sleep(LEASE_S + 1)
         node.signal(signal.SIGCONT)
-        if not await node.dies(20):
+        if not await node.dies(60):
             self.tally.failures.append("a node stopped for longer than its lease went on")
 
     async def _server(self, name: str, verb: str) -> None:

@@ -13,7 +13,7 @@ from typing import Any, Self
 
 import httpx
 
-from tests.chaos.armed import BREAK, POINT, REACHED
+from tests.chaos.armed import BREAK, CRASH, POINT, REACHED
 
 FATAL = b"isotherm: "
 
@@ -70,11 +70,11 @@ class Node:
 
     @classmethod
     async def start(
-        cls, nursery: Nursery, settings: dict[str, Any], log: Path, *, point: str = "", rule: str = ""
+        cls, nursery: Nursery, settings: dict[str, Any], log: Path, *, point: str = "", rule: str = "", crash: str = ""
     ) -> Node:
         """Bear a node with these settings; armed with `point` ("name hit deed") if given."""
         given = [part for key, value in settings.items() for part in ("-s", f"{key}={value}")]
-        environment = {name: text for name, text in ((POINT, point), (BREAK, rule)) if text}
+        environment = {name: text for name, text in ((POINT, point), (BREAK, rule), (CRASH, crash)) if text}
         at = _size(log)
         pid, death = await nursery.bear(["run", *given], environment, log)
         return cls(pid, death, log, at, time.monotonic())
