@@ -31,7 +31,7 @@ from consumers.ingest import Ingest
 from consumers.lane import Lane
 from consumers.mover import Mover
 from producers.changes import Changes
-from tiers import record
+from tiers import failpoint, record
 from tiers.errors import LogUnavailable, OutcomeUnknown, Replaying, TierError
 from tiers.hot import HotMemory
 from tiers.index import Index
@@ -128,11 +128,13 @@ class Clearing:
         keys = self._still(TierName.HOT, keys)
         before = self._notes.cleared_below(partition)
         self._notes.remember(partition, position)
+        failpoint.reach("clear.remembered")
         try:
             await self._announce(partition, TierName.HOT, keys)
         except LogUnavailable:
             self._notes.remember(partition, before)  # nothing has gone yet, and nothing will
             raise
+        failpoint.reach("clear.hot_announced")
         self._ingest.cleared_below[partition] = position
         keys = self._still(TierName.HOT, keys)
         self._hot.evict_now(keys)
@@ -140,6 +142,7 @@ class Clearing:
         self._index.drop((where.id, where.version) for where in keys)
         versions = np.array([where.version for where in keys], np.int64)
         self._ingest.watermarks[partition].settle(record.offsets(versions))
+        failpoint.reach("clear.hot_dropped")
         return len(keys)
 
     # -- below -------------------------------------------------------------------------------------------------------
@@ -153,7 +156,9 @@ class Clearing:
         below = record.pack_version(epoch, offset + 1)
         if epoch == self._ingest.epoch:  # no replay meets a log that is no more
             await self._drain(partition, offset + 1, TierName.COLD if tier is TierName.WARM else TierName.WARM)
+        failpoint.reach("clear.drained")
         self._notes.begin(partition, tier, below)
+        failpoint.reach("clear.noted", tier.word)
         return await self._finish(partition, tier, below)
 
     async def resume(self) -> int:
@@ -188,11 +193,14 @@ class Clearing:
         while keys := self._homes(tier, partition, below, ROWS_MAX):
             try:
                 await self._evict_older(partition, keys)
+                failpoint.reach("clear.older_evicted", tier.word)
                 keys = self._still(tier, keys)
                 await self._announce(partition, tier, keys)
+                failpoint.reach("clear.announced", tier.word)
                 gone = self._still(tier, keys)
                 self._drop(tier, gone)
                 await self._mover.discard(partition, tier, keys)
+                failpoint.reach("clear.discarded", tier.word)
             except LogUnavailable:
                 self._notes.end(partition)
                 raise
@@ -203,6 +211,7 @@ class Clearing:
                 ) from error
             done += len(gone)
         self._notes.end(partition)
+        failpoint.reach("clear.struck", tier.word)
         return done
 
     def _drop(self, tier: TierName, keys: Sequence[Location]) -> None:

@@ -11,6 +11,7 @@ import structlog
 
 from consumers.watermark import Watermark
 from producers.ticks import ticks
+from tiers import failpoint
 from tiers.errors import LogUnavailable
 
 log = structlog.get_logger()
@@ -67,10 +68,14 @@ class Commit:
         """
         async with self._committing:
             ahead = {p: m.value for p, m in self._watermarks.items() if m.value > self._acknowledged[p]}
+            if ahead:
+                failpoint.reach("commit.due")
             for partition in ahead:
                 self._lease.check(partition)
             if ahead:
+                failpoint.reach("commit.checked")
                 await self._reader.commit(ahead)
+                failpoint.reach("commit.answered")
                 self._acknowledged |= ahead
                 log.info("offsets.committed", offsets=ahead)
             return len(ahead)

@@ -18,7 +18,7 @@ from consumers.mover import Mover
 from producers import events
 from producers.events import Message
 from tiers import policy
-from tiers.errors import InvalidRecord
+from tiers.errors import InvalidRecord, TierUnavailable
 from tiers.index import Index
 from tiers.policy import PolicySettings
 from tiers.segment import NO_COPY
@@ -57,8 +57,12 @@ class Demote:
         self.results = {"planned": 0, "stale": 0, "dropped": 0, "rejected": 0}  # rows that age events name
 
     async def apply(self, partition: int, messages: Sequence[Message]) -> None:
-        """Plan and queue the moves that these messages ask for."""
-        usages = await self._usages()
+        """Plan and queue the moves that these messages ask for; none while a tier does not say how full it is."""
+        try:
+            usages = await self._usages()
+        except TierUnavailable as error:  # the age monitor asks again
+            log.warning("advice.dropped", partition=partition, messages=len(messages), reason=str(error))
+            return
         for message in messages:
             try:
                 batch = events.decode_arrow(message.value, events.AGE)

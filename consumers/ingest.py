@@ -28,7 +28,7 @@ from producers.events import Message
 from producers.letters import Letter
 from producers.publisher import Publisher
 from producers.tracing import CONSUMER, OFF, Tracing, sampled
-from tiers import record
+from tiers import failpoint, record
 from tiers.errors import InvalidRecord, NotYet
 from tiers.hot import HotMemory
 from tiers.index import Index
@@ -114,12 +114,14 @@ class Ingest:
         first, end = messages[0].offset, messages[-1].offset + 1
         with step("append", tier=TierName.HOT.word, rows=batch.num_rows):
             slots = await self._hot.reserve(batch, partition)
+            failpoint.reach("ingest.appended")
             self._hot.publish(slots)
             home = np.full(batch.num_rows, partition, np.int32)
             claimed = self._index.claim(ids) if new and batch is counting else None
             known = ids if batch is counting else None
             masked = self._index.put(batch, home, TierName.HOT, slots, self._now_ms(), claimed=claimed, ids=known)
         live = self.ready(partition)
+        failpoint.reach("ingest.visible" if live else "replay.visible")
         sent_ms = np.array([message.timestamp_ms for message in messages], np.int64)
         if live:
             self.counts.aged("searchable", sent_ms, self._now_ms())
@@ -128,6 +130,8 @@ class Ingest:
         await self._bury(partition, decoded.letters)
         if replayed is not None:
             await self._announce_again(partition, replayed)
+            failpoint.reach("replay.announced")
+        failpoint.reach("ingest.applied" if live else "replay.applied")
         self.marks.add(partition, first, messages[0].timestamp_ms)
         self._advance(partition, messages[-1])
         if live:
@@ -202,6 +206,7 @@ class Ingest:
                 sent.append(await self._publisher.enqueue(self._topics.dead_letters, value, key, headers=headers))
             for confirmed in sent:
                 await confirmed
+            failpoint.reach("letters.confirmed")
             self.watermarks[partition].settle(np.array([letter.message.offset for letter in some], np.int64))
             reasons = Counter(letter.error.reason for letter in some)
             self.letters += reasons

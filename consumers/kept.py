@@ -16,6 +16,7 @@ from pathlib import Path
 import google_crc32c
 import structlog
 
+from tiers import failpoint
 from tiers.codes import Codebook
 from tiers.saved import CodesFile, Frame, Saved
 
@@ -104,6 +105,7 @@ def write(file: Path, codebook: Codebook) -> None:
     data = codebook.to_bytes()
     fresh = file.with_suffix(".new")
     fresh.write_bytes(google_crc32c.value(data).to_bytes(4, "little") + data)
+    failpoint.reach("codebook.written")
     fresh.replace(file)
 
 

@@ -18,7 +18,7 @@ from contextlib import suppress
 import structlog
 from redis.asyncio import Redis
 
-from tiers import valkey
+from tiers import failpoint, valkey
 from tiers.errors import Fenced, OutcomeUnknown, TierUnavailable
 from tiers.valkey import Script
 
@@ -99,6 +99,7 @@ class Lease:
                 f"(lease in {valkey.address(self._client)}); stop that node, or give this one other partitions"
             )
         self.epochs[partition], self._renewed[partition] = int(reply[0]), sent
+        failpoint.reach("lease.taken")
 
     @property
     def _ttl_ms(self) -> int:
@@ -134,6 +135,7 @@ class Lease:
                     self._renewed.pop(partition, None)
                     raise Fenced(f"partition {partition} is no longer ours: epoch {epoch} of {self._owner!r} is over")
                 self._renewed[partition] = sent
+            failpoint.reach("lease.renewed")
         except (TierUnavailable, OutcomeUnknown) as error:
             for partition in self.epochs:
                 self.check(partition)
@@ -155,6 +157,7 @@ class Lease:
         A server that does not answer is no error here: the leases run out by themselves.
         """
         self._renewed.clear()
+        failpoint.reach("lease.ended")
         epochs, self.epochs = self.epochs, {}
         try:
             for partition, epoch in epochs.items():

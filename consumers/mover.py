@@ -23,7 +23,7 @@ from consumers.counts import MoveCounts, move_facts
 from consumers.watermark import Watermark
 from producers.changes import Changes
 from producers.tracing import OFF, Tracing, Work
-from tiers import record
+from tiers import failpoint, record
 from tiers.errors import TierCorrupt, TierFull, TierUnavailable
 from tiers.index import Index
 from tiers.queue import Group, Queue
@@ -92,12 +92,14 @@ class Mover:
     ) -> int:
         began, step, queue = time.perf_counter(), self._tracing.step, self._index.queue
         pending = queue.enter(target, partition, sources.without_slots())
+        failpoint.reach("move.queued", source.word, target.word)
         try:
             with step("read", tier=source.word, rows=len(sources)):
                 batch, sources = await self._read(source, sources)
             if not len(sources):
                 queue.leave(pending)
                 return 0
+            failpoint.reach("move.read", source.word, target.word)
             with step("store", tier=target.word, rows=batch.num_rows, bytes=batch.nbytes):
                 receipt = await self._tiers[target].store(batch)
         except (TierFull, TierUnavailable) as error:  # by their contract nothing was stored
@@ -107,14 +109,18 @@ class Mover:
         except BaseException:
             queue.part(pending)
             raise
+        failpoint.reach("move.stored", source.word, target.word)
         assert np.array_equal(receipt.versions, receipt.held), "a tier below held a newer version than the index knew"
         landed = self._landed(pending, receipt)
         with _kept(queue, landed), step("announce", rows=len(landed.places)):
             at_ms = await self._changes.publish(partition, source, target, reason, receipt.ids, receipt.versions)
+        failpoint.reach("move.announced", source.word, target.word)
         same = self._rewrite_home(source, landed, record.vectors_of(batch), reason, at_ms)
         leaving = queue.enter(source, partition, sources.those(same & (source != TierName.HOT)))
+        failpoint.reach("move.relocated", source.word, target.word)
         with _kept(queue, leaving), step("evict", tier=source.word, rows=len(sources)):
             evicted = await self._evict_dead(source, sources, receipt)
+        failpoint.reach("move.evicted", source.word, target.word)
         queue.leave(leaving)
         queue.remove_all(source, partition, sources)
         moved = int(same.sum())
@@ -198,7 +204,12 @@ class Mover:
     async def evict_queued(self, partition: int, tier: TierName, limit: int) -> int:
         """Evict up to `limit` superseded rows of a partition from warm or cold (glacier's go by `compact`)."""
         waiting = self._index.queue.list(partition, tier, limit)
-        return await self._evict(tier, waiting, None) if waiting else 0
+        if not waiting:
+            return 0
+        failpoint.reach("superseded.listed", tier.word)
+        evicted = await self._evict(tier, waiting, None)
+        failpoint.reach("superseded.evicted", tier.word)
+        return evicted
 
     async def discard(self, partition: int, tier: TierName, keys: Sequence[Location]) -> None:
         """Evict exactly these rows, which are queued and no homes, and take them out of the queue once answered."""
@@ -232,7 +243,9 @@ class Mover:
             versions = np.array([where.version for where in tombstones], np.int64)
             ids = [where.id for where in tombstones]
             await self._changes.publish(partition, TierName.GLACIER, None, "tombstone", ids, versions)
+            failpoint.reach("tombstone.announced")
         dropped = await self.rewrite_glacier(partition, everything)
+        failpoint.reach("tombstone.dropped" if tombstones else "compact.rewritten")
         self._index.drop((where.id, where.version) for where in tombstones)
         self._unqueue(TierName.GLACIER, waiting)
         log.info("archive.compacted", partition=partition, dropped=dropped, tombstones=len(tombstones))

@@ -26,7 +26,7 @@ from consumers.demote import MoveSettings
 from consumers.lane import Lane
 from producers.changes import Changes
 from producers.ticks import ticks
-from tiers import policy, record
+from tiers import failpoint, policy, record
 from tiers.hot import HotMemory
 from tiers.index import Entry, Index
 from tiers.policy import PolicySettings
@@ -92,6 +92,7 @@ class Promotion:
         rows: list[Row] = []
         for tier, locations in by_tier.items():
             rows += [row for row in await self._tiers[tier].get(locations) if row is not None]
+        failpoint.reach("promote.read")
         count = await self._install(partition, {row.id: row for row in rows}, "heat")
         await self._announce(partition)
         log.info("copies.promoted", partition=partition, rows=count, copies=len(self._copies))
@@ -114,7 +115,10 @@ class Promotion:
         chosen, victims = self._admit([entry for entry in entries if entry.version == rows[entry.id].version])
         self._copies.evict(victims, "replaced")
         reserved = await self._copies.reserve([rows[entry.id] for entry in chosen])
-        return self._copies.publish(reserved, partition, reason)
+        failpoint.reach("promote.reserved")
+        installed = self._copies.publish(reserved, partition, reason)
+        failpoint.reach("promote.installed")
+        return installed
 
     def _candidates(self, partition: int, ids: Sequence[str]) -> list[Entry]:
         """Return the entries of ids that are warm enough for a copy, could have one and have none; the hottest."""
@@ -192,6 +196,7 @@ class Promotion:
             source, target, reason = key
             ids = [one.id for one in run]
             await self._changes.publish(partition, source, target, reason, ids, versions, kind="copy")
+            failpoint.reach("promote.announced")
             del told[: len(run)]
 
 

@@ -56,7 +56,7 @@ from producers.expiry import Expiry
 from producers.memories import MemoryProducer
 from producers.publisher import Publisher
 from producers.tracing import OFF, Tracing
-from tiers import record
+from tiers import failpoint, record
 from tiers.cold import ColdMemory
 from tiers.copies import Copies
 from tiers.errors import LogChanged
@@ -130,11 +130,20 @@ class Node:
 
 
 async def supervise(services: Sequence[Service], stop: asyncio.Event, drain_s: float) -> None:
-    """Run services until `stop`, then give them `drain_s` to end; TimeoutError past it, ExceptionGroup on a crash."""
+    """Run services until `stop`, then give them `drain_s` to end; TimeoutError past it, ExceptionGroup on a crash.
+
+    A crash cancels the others, and sets `stop` as well: a cancellation can get lost inside a client library (one that
+    came while a lease was being renewed did), and who missed it would run on without the rest.
+    """
 
     async def guarded(service: Service) -> None:
-        await service.run(stop)
+        try:
+            await service.run(stop)
+        except Exception:
+            stop.set()
+            raise
         if not stop.is_set():
+            stop.set()
             raise RuntimeError(f"service {service.name} ended before it was told to")
 
     async with asyncio.timeout(None) as deadline, asyncio.TaskGroup() as group:
@@ -163,9 +172,7 @@ async def open_node(settings: Settings, tracing: Tracing = OFF) -> AsyncIterator
             warm.client, settings.warm.prefix, owned, manifest.node, floors, settings.node.lease_ttl_s
         )
         stack.push_async_callback(lease.release)
-        for partition, epoch in lease.epochs.items():
-            await warm.raise_epoch(partition, epoch)
-            await glacier.raise_epoch(partition, epoch)
+        await _raise_epochs(lease.epochs, warm, glacier)
         coder = await _open_coder(stack, settings, index, directory.path, tiers)
         changes = Changes(publisher, topics.changes, now_ms)
         await announce(changes, await rebuild(index, [warm, cold, glacier], settings.kafka.partitions, coder))
@@ -300,6 +307,14 @@ async def _open_tiers(
     return hot, warm, cold, glacier
 
 
+async def _raise_epochs(epochs: Mapping[int, int], warm: WarmMemory, glacier: GlacierMemory) -> None:
+    """Let nothing of the life before land any more: before anything is read of what it has left (R4a)."""
+    for partition, epoch in epochs.items():
+        await warm.raise_epoch(partition, epoch)
+        await glacier.raise_epoch(partition, epoch)
+    failpoint.reach("start.raised")
+
+
 async def _open_coder(
     stack: AsyncExitStack, settings: Settings, index: Index, data: Path, tiers: Mapping[TierName, Tier]
 ) -> Coder:
@@ -340,7 +355,9 @@ async def seek(reader: Reader, directory: DataDirectory, manifest: Manifest) -> 
         log.warning("log.resumed", replay_from=manifest.replay_from)
         manifest.replay_from = {}
         directory.save(manifest)
-    return await reader.seek()
+    found = await reader.seek()
+    failpoint.reach("start.sought")
+    return found
 
 
 def _open_sql(
@@ -368,8 +385,10 @@ async def rebuild(
     for tier in below:
         found = await load(index, tier, partitions, now_ms(), coder.drain, coder.saved, coder.pool)
         twice += [(above, tier.name, where) for above, where in found]
+        failpoint.reach("start.loaded", tier.name.word)
         log.info("tier.loaded", tier=tier.name.word, rows=index.rows(tier.name), twice=len(found))
     await coder.settle()
+    failpoint.reach("start.rebuilt")
     return twice
 
 
@@ -378,3 +397,4 @@ async def announce(changes: Changes, twice: Sequence[tuple[TierName, TierName, L
     for above, tier, where in twice:
         versions = np.array([where.version], np.int64)
         await changes.publish(where.partition, above, tier, "recovered", [where.id], versions)
+    failpoint.reach("start.announced")

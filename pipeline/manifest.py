@@ -14,7 +14,7 @@ import google_crc32c
 import msgspec
 
 from pipeline.settings import Settings
-from tiers import record
+from tiers import failpoint, record
 from tiers.errors import ServiceMissing, SettingsError
 from tiers.tier import TierName
 
@@ -96,8 +96,10 @@ class DataDirectory:
             whole = msgspec.structs.replace(manifest, crc32c=manifest.checksum())
             out.write(msgspec.json.format(msgspec.json.encode(whole)))
             out.flush()
+            failpoint.reach("manifest.written")
             os.fsync(out.fileno())
         fresh.replace(file)
+        failpoint.reach("manifest.renamed")
         directory = os.open(self.path, os.O_RDONLY)
         try:
             os.fsync(directory)

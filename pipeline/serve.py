@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import math
+import os
 import signal
 import socket
+import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import structlog
 import uvicorn
@@ -17,7 +19,7 @@ from pipeline.guard import check_exposed
 from pipeline.manager import MemoryManager
 from pipeline.routes import Gateway
 from pipeline.settings import Settings
-from tiers.errors import ServiceMissing
+from tiers.errors import IsothermError, ServiceMissing
 from tiers.tier import TierName
 
 log = structlog.get_logger()
@@ -98,6 +100,46 @@ class HttpService:
         await self._drained.wait()
 
 
+CLOSE_S = 5.0  # what closing may take once everything has ended
+
+
+class Ending:
+    """Ends the process when its end, orderly or not, takes longer than it may.
+
+    The loop cannot do that by itself: what does not end may be a thread, and closing waits for those. Nothing was
+    committed then that is not durable, and the next start replays the rest (R1).
+    """
+
+    name = "ending"
+
+    def __init__(self, seconds: float) -> None:
+        self._timer = threading.Timer(seconds, self._end, [seconds])
+        self._timer.daemon = True
+        self._begun = False
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Count from when the node is told to stop, or a part of it has failed."""
+        try:
+            await stop.wait()
+        finally:
+            self.begin()
+
+    def begin(self) -> None:
+        """Count from now, if it has not begun before."""
+        if not self._begun:
+            self._begun = True
+            self._timer.start()
+
+    def cancel(self) -> None:
+        """Count no more: it has ended."""
+        self._timer.cancel()
+
+    @staticmethod
+    def _end(seconds: float) -> None:
+        log.critical("node.overdue", seconds=seconds, hint="it ends without committing; the next start replays")
+        os._exit(1)
+
+
 async def serve(settings: Settings, started: Callable[[MemoryManager, str], None] | None = None) -> None:
     """Run a node and its gateway until SIGTERM or SIGINT; a second signal ends the process at once."""
     loop = asyncio.get_running_loop()
@@ -110,15 +152,36 @@ async def serve(settings: Settings, started: Callable[[MemoryManager, str], None
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, on_signal)
+    try:
+        await _serve(settings, stop, started)
+    except BaseException as error:
+        log_failure(error)
+        raise
+
+
+async def _serve(settings: Settings, stop: asyncio.Event, started: Callable[[MemoryManager, str], None] | None) -> None:
     http = HttpService(settings)
-    async with MemoryManager.open(settings, http) as manager:
-        http.gateway = Gateway(manager)
-        http.listen()  # `run` has not come to it yet, and whoever reads the next line may connect at once
-        log.info("gateway.listening", address=http.address)
-        if started is not None:
-            started(manager, http.address)
-        await stop.wait()
-        log.info("node.stopping")
-        await http.drain()  # while everything that an answer needs still runs
+    ending = Ending(settings.gateway.drain_s + settings.node.drain_s + CLOSE_S)
+    with ExitStack() as stack:
+        stack.callback(ending.cancel)
+        async with MemoryManager.open(settings, http, ending) as manager:
+            http.gateway = Gateway(manager)
+            http.listen()  # `run` has not come to it yet, and whoever reads the next line may connect at once
+            log.info("gateway.listening", address=http.address)
+            if started is not None:
+                started(manager, http.address)
+            await stop.wait()
+            ending.begin()
+            log.info("node.stopping")
+            await http.drain()  # while everything that an answer needs still runs
     census = manager.node.index.census()
     log.info("node.stopped", records={tier.word: int(census[tier, 0]) for tier in TierName})
+
+
+def log_failure(error: BaseException) -> None:
+    """Say why the node ends: each failure of a group, with its traceback where it is none that we know."""
+    if isinstance(error, BaseExceptionGroup):
+        for each in error.exceptions:
+            log_failure(each)
+    elif isinstance(error, Exception):
+        log.critical("node.failed", error=repr(error), exc_info=None if isinstance(error, IsothermError) else error)

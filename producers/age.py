@@ -21,7 +21,7 @@ from producers import events
 from producers.publisher import Publisher
 from producers.ticks import ticks
 from tiers import policy
-from tiers.errors import LogUnavailable
+from tiers.errors import LogUnavailable, TierUnavailable
 from tiers.index import Index
 from tiers.policy import PolicySettings
 from tiers.segment import NO_COPY, Segment
@@ -71,9 +71,9 @@ class AgeMonitor:
         self._flushed: dict[int, int] = {}  # partition to when cold rows last went to glacier, ms
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Propose until stopped; a log that does not answer costs the advice of one interval."""
+        """Propose until stopped; a log or a tier that does not answer costs the advice of one interval."""
         async for _ in ticks(stop, self._settings.interval_ms):
-            with suppress(LogUnavailable):  # advice: the next interval asks again
+            with suppress(LogUnavailable, TierUnavailable):  # advice: the next interval asks again
                 await self.propose()
 
     async def propose(self) -> int:

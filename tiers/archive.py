@@ -20,6 +20,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import pyarrow as pa
 from deltalake.exceptions import DeltaError
 
+from tiers import failpoint
 from tiers.deltalog import DeltaLog, line, unavailable, unknown
 from tiers.errors import Fenced, OutcomeUnknown, ServiceMissing, TierError, TierUnavailable
 from tiers.parquet import DataFile
@@ -67,6 +68,7 @@ class Archive:
         Then look again: only from here on is it sure that nothing of the life before can still land.
         """
         self._commit(epochs, (), (), raising=True)
+        failpoint.reach("archive.raised")
         self._relist(epochs)
 
     def commit(self, owners: Mapping[int, int], add: Sequence[DataFile] = (), remove: Sequence[DataFile] = ()) -> None:
@@ -87,6 +89,7 @@ class Archive:
         for _ in range(TRIES):
             with unavailable():
                 self._admit(owners, remove, raising=raising)
+            failpoint.reach("archive.admitted")
             if self._append(owners, add, remove):
                 self._prove(owners, add, remove)
                 return
@@ -125,9 +128,11 @@ class Archive:
 
     def _prove(self, owners: Mapping[int, int], add: Sequence[DataFile], remove: Sequence[DataFile]) -> None:
         """Make the entry durable and read it back."""
+        failpoint.reach("archive.entered")
         with unknown():
             self.log.reload()
             self.log.sync()
+            failpoint.reach("archive.synced")
             landed = self._landed(owners, add, remove)
         if not landed:
             raise OutcomeUnknown(f"version {self.log.version} of the archive does not show what was committed")

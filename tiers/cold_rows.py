@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import structlog
 
-from tiers import codec, packed, record
+from tiers import codec, failpoint, packed, record
 from tiers.cold_table import Table
 from tiers.errors import OutcomeUnknown, TierCorrupt, TierFull, TierUnavailable
 from tiers.listed import Known, all_known
@@ -90,8 +90,10 @@ class ColdRows:
         except OutcomeUnknown as error:
             self._unknown = error
             raise
+        failpoint.reach("cold.committed")
         self._next += batch.num_rows
         lost = self._side.append(slots, rows)
+        failpoint.reach("side.appended")
         if lost:
             log.warning("side.append_failed", rows=lost)
         return slots
@@ -104,6 +106,7 @@ class ColdRows:
         except OutcomeUnknown as error:
             self._unknown = error
             raise
+        failpoint.reach("cold.deleted")
         self._evicted_bytes += self._side.release(slots)
         self._side.shrink()
         return len(slots)

@@ -25,7 +25,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from tiers import cold_file, record
+from tiers import cold_file, failpoint, record
 from tiers.cold_file import first_line
 from tiers.cold_witness import Witness
 from tiers.disk import Disk, fsync
@@ -98,6 +98,7 @@ class Table:
         """
         if self.free < 2 * self.wal_bytes:
             return False
+        failpoint.reach("cold.checkpoint_due")
         try:
             self._witness.forget()
             self._connection.execute("CHECKPOINT")
@@ -108,6 +109,7 @@ class Table:
                 f"{self.file} could not be checkpointed and needs a restart: {first_line(error)}"
             ) from error
         self._wal_is_new = True
+        failpoint.reach("cold.checkpointed")
         return True
 
     # -- reading -----------------------------------------------------------------------------------------------------
@@ -202,6 +204,7 @@ class Table:
             self._connection.execute("BEGIN")
             yield
             committing = True
+            failpoint.reach("cold.written")
             self._connection.execute("COMMIT")
             if self._wal_is_new:
                 fsync(self._directory)

@@ -22,7 +22,7 @@ from deltalake import DeltaTable
 from deltalake import Schema as DeltaSchema
 from deltalake.exceptions import DeltaError
 
-from tiers import replay
+from tiers import failpoint, replay
 from tiers.errors import IsothermError, OutcomeUnknown, TierUnavailable
 from tiers.parquet import DataFile
 from tiers.replay import FACTS, LAST, READER, WRITER, checkpoint_path, entry_path, seal_path
@@ -115,10 +115,12 @@ class DeltaLog:
             return
         table = DeltaTable(self.storage.uri, storage_options=self.storage.options)
         table.create_checkpoint()
+        failpoint.reach("archive.checkpoint_written")
         self.checkpoint = int(table.version())
         made, seal = checkpoint_path(self.checkpoint), seal_path(self.checkpoint)
         self.storage.put_new(seal, replay.seal(self.storage.read(made)))
         self.storage.sync([made, seal, LAST])
+        failpoint.reach("archive.checkpoint_synced")
         log = replay.named(self.storage)
         old = [path for version, path in log if version < self.checkpoint - ENTRIES_KEPT]
         self.storage.remove([*old, *map(seal_path, replay.checkpoints((v, p) for v, p in log if p in old))])

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
+from tiers import failpoint
 from tiers.storage import Traffic
 
 UNNAMED = ".unnamed"  # suffix of a file before it gets its name
@@ -71,7 +72,9 @@ class Disk:
         unnamed = self.root / f"{path}.{uuid.uuid4().hex}{UNNAMED}"
         try:
             unnamed.write_bytes(content)
+            failpoint.reach("archive.entry_written")
             self._fsync(unnamed)
+            failpoint.reach("archive.entry_fsynced")
             os.link(unnamed, self.root / path)
         finally:
             unnamed.unlink(missing_ok=True)

@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from tiers import parquet, rewrite
+from tiers import failpoint, parquet, rewrite
 from tiers.archive import Archive
 from tiers.census import Census, Done
 from tiers.deltalog import folder_of, path_of
@@ -226,6 +226,7 @@ class Files:
         if not due:
             return 0
         gone = self.archive.unnamed(self._owned, due)
+        failpoint.reach("archive.vacuum_due")
         self.archive.storage.remove(gone)
         self._retired.forget(due)
         self.done.vacuumed_files += len(gone)
@@ -247,7 +248,9 @@ class Files:
             except FileExistsError:
                 written.pop()  # not ours to remove
                 raise
+            failpoint.reach("archive.file_written")
             storage.sync([path])
+            failpoint.reach("archive.file_synced")
             written[-1] = parquet.prove(storage, replace(written[-1], rows=rows), self.layout.file)
         return written[start:]
 

@@ -21,6 +21,7 @@ from typing import NamedTuple
 import google_crc32c
 import numpy as np
 
+from tiers import failpoint
 from tiers.blocks import Bytes
 from tiers.listed import Partitions
 from tiers.record import Int64s
@@ -133,6 +134,7 @@ class CodesFile:
         self.path.parent.mkdir(exist_ok=True)
         with self.path.open("ab") as file:
             file.write(pack(frame))
+        failpoint.reach("codes.appended")
         self.rows += len(frame.versions)
 
     def replace(self, kept: Iterator[Frame]) -> None:
@@ -143,6 +145,7 @@ class CodesFile:
             for frame in kept:
                 file.write(pack(frame))
                 rows += len(frame.versions)
+        failpoint.reach("codes.rewritten")
         fresh.replace(self.path)
         self.rows = rows
 

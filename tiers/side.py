@@ -30,7 +30,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from tiers import packed
+from tiers import failpoint, packed
 from tiers.record import Int64s
 from tiers.slots import ABSENT, GONE, PLACE, Places, Slots, nowhere
 
@@ -260,6 +260,7 @@ class SideFile:
 
     def _unlink(self, segment: Segment) -> None:
         del self._segments[segment.number]
+        failpoint.reach("side.shrunk")
         segment.path.unlink(missing_ok=True)
 
     def clear(self) -> None:

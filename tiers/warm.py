@@ -22,7 +22,7 @@ import numpy as np
 import pyarrow as pa
 from redis.asyncio import Redis
 
-from tiers import codec, record, valkey, warm_rows
+from tiers import codec, failpoint, record, valkey, warm_rows
 from tiers.alone import find, open_alone, settle
 from tiers.errors import Fenced, OutcomeUnknown, SettingsError, TierCorrupt, TierFull, TierUnavailable
 from tiers.index import Index
@@ -110,6 +110,7 @@ class WarmMemory:
     async def _raise(self, partition: int, epoch: int, present_max: int) -> None:
         for key in self._keys.epochs(partition):
             await RAISE.run(self.client, [key], epoch, present_max, answer_s=self._settings.answer_s)
+            failpoint.reach("warm.raised")
         self._epochs[partition] = epoch
 
     def _epoch(self, partition: int) -> int:
@@ -163,6 +164,7 @@ class WarmMemory:
             commands = warm_rows.flat(coming)
             replies: list[bytes] = []
             async for first in commands:
+                failpoint.reach("warm.packed")
                 replies += await STORE.run_all(self.client, [first], answer_s=self._settings.answer_s)
                 break
             try:
@@ -170,6 +172,7 @@ class WarmMemory:
                 replies += valkey.good(self.client, rest)
             except (TierFull, TierUnavailable) as error:
                 raise OutcomeUnknown(f"only a part of a batch was stored: {error}") from error
+        failpoint.reach("warm.answered")
         held = record.versions_of(unique).copy()
         for call, reply in zip(calls, replies, strict=True):
             if reply:

@@ -15,6 +15,7 @@ from producers import events
 from producers.events import Change, Message
 from tests.consumers.world import P, World
 from tests.tiers.rows import NOW_MS
+from tiers.errors import TierUnavailable
 from tiers.policy import PolicySettings
 from tiers.tier import TierName, Usage
 
@@ -62,6 +63,10 @@ class Demoting:
             await self.lane._jobs.get_nowait()()
 
 
+async def away() -> dict[TierName, Usage]:
+    raise TierUnavailable("Valkey does not answer")
+
+
 def heat_of(world: World) -> Heat:
     return Heat(world.index, 300, world.promotion, lambda: NOW_MS)
 
@@ -88,6 +93,21 @@ async def test_advice_about_what_has_changed_is_left_out():
     await demoting.apply(old, ages(("b", demoting.world.version(1)), tier=WARM))
 
     assert 0 == demoting.lane.waiting
+
+
+async def test_a_tier_that_does_not_say_how_full_it_is_costs_the_advice_only():
+    """Without usages nothing is planned and nothing ends; the same advice is carried out later."""
+    demoting = Demoting()
+    demoting.world.take("a")
+    usages, demoting.demote._usages = demoting.demote._usages, away
+    await demoting.apply(ages(("a", 0)))
+
+    assert 0 == demoting.lane.waiting
+
+    demoting.demote._usages = usages
+    await demoting.apply(ages(("a", 0)))
+
+    assert 1 == demoting.lane.waiting
 
 
 async def test_a_full_lane_drops_advice_and_counts_it():

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+from itertools import count
+
 import numpy as np
 import pytest
 
@@ -9,7 +12,7 @@ from producers import events
 from producers.age import AgeMonitor, AgeSettings, Proposal
 from tests.consumers.world import FakePublisher
 from tests.tiers.rows import NOW_MS, SHAPE, batch, row
-from tiers.errors import LogUnavailable
+from tiers.errors import LogUnavailable, TierUnavailable
 from tiers.index import Index
 from tiers.policy import PolicySettings
 from tiers.tier import TierName, Usage
@@ -240,3 +243,21 @@ async def test_a_log_that_is_away_is_the_callers_to_know():
     monitored.clock.pass_s(6)
 
     assert ["a"] == monitored.named(HOT)
+
+
+async def test_a_tier_that_is_away_costs_one_interval():
+    """The monitor goes on, and names the rows once the tier says again how full it is."""
+    monitored, stop, asked = Monitored(AgeSettings(interval_ms=1)), asyncio.Event(), count()
+    monitored.put(HOT, "a")
+    monitored.clock.pass_s(10)
+
+    async def usage() -> dict[TierName, Usage]:
+        if not next(asked):
+            raise TierUnavailable("Valkey does not answer")
+        stop.set()
+        return monitored.usages
+
+    monitored.monitor._usages = usage
+    await monitored.monitor.run(stop)
+
+    assert 1 == len(monitored.publisher.sent["t.age"])
