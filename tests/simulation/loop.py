@@ -12,6 +12,7 @@ import contextvars
 import heapq
 from asyncio import events
 from collections.abc import Callable, Coroutine
+from contextlib import suppress
 from random import Random
 from types import TracebackType
 from typing import Any, Self
@@ -147,10 +148,8 @@ class Loop(asyncio.AbstractEventLoop):
         self._muted = True
         for task in asyncio.all_tasks(self):
             task._log_destroy_pending = False
-            try:
+            with suppress(RuntimeError):  # it awaits something in its `finally`: too late
                 task.get_coro().close()
-            except RuntimeError:  # it awaits something in its `finally`: too late
-                pass
         self._muted = False
         self._ready = [handle for handle in self._ready if handle.life == OUTSIDE]
         self._timers = [timer for timer in self._timers if timer[2].life == OUTSIDE]

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from types import coroutine
 from typing import Any
 
@@ -27,6 +28,9 @@ PAGE_ROWS = 3
 
 #: (tier, what is asked, its effect) -> what the effect returned, once the answer is there.
 Carry = Callable[["TierName", str, Callable[[], Any]], Awaitable[Any]]
+
+
+_partition = cache(record.partition)
 
 
 @coroutine
@@ -164,7 +168,7 @@ class FakeTier:
         epochs = dict(self.epochs)
 
         def effect() -> list[tuple[int, int]]:
-            self._fence({record.partition(row.id, self.partitions) for row in rows}, epochs)
+            self._fence({_partition(row.id, self.partitions) for row in rows}, epochs)
             return [self._put(row) for row in rows]
 
         return effect
@@ -244,7 +248,7 @@ class FakeTier:
         kept = [
             (int(key), row)
             for key, row in self.held.rows.items()
-            if key not in gone and record.partition(row.id, self.partitions) == partition
+            if key not in gone and _partition(row.id, self.partitions) == partition
         ]
         new = [self.held.next_slot + at for at in range(len(kept))]
         self.held.next_slot += len(kept)
