@@ -22,7 +22,8 @@ WEIGHTS = {
     "advise": 9.0,
     "access": 3.0,
     "commit": 4.0,
-    "upkeep": 4.0,
+    "upkeep": 2.0,
+    "compact": 2.0,
     "cool": 0.5,
     "expire": 0.7,
     "rewrite_index": 0.3,
@@ -37,7 +38,7 @@ WEIGHTS = {
     "outage": 0.5,
     "stop_valkey": 0.3,
 }
-ALWAYS = ("upsert", "advise", "commit", "upkeep")
+ALWAYS = ("upsert", "advise", "commit")
 
 
 @dataclass(frozen=True)
@@ -94,11 +95,11 @@ def of(seed: int) -> Plan:
     }
     return Plan(
         seed=seed,
-        ids=random.choice((1, 1, 2, 3, 4)),
+        ids=random.choice((1, 1, 1, 2, 3)),
         partitions=random.choice((1, 1, 2)),
         hot_rows=random.choice((32, 64)),
-        actions=random.choice((12, 20, 30, 50)),
-        pace=random.choice((4, 12, 30)),
+        actions=random.choice((12, 20, 30, 40)),
+        pace=random.choice((8, 25, 60)),
         crashes=random.choice((0, 1, 2, 3)),
         weights=weights,
         slow=random.choice((0.0, 0.1, 0.4)),

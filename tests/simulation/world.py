@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine
-from functools import cache
+from functools import cache, partial
 from random import Random
 from typing import Any
 
@@ -39,6 +39,7 @@ from tiers.errors import (
 from tiers.tier import Query, TierName
 
 STEPS_MAX = 40_000  # callbacks of one seed: more means that it hangs
+PATIENCE = 50  # looks, 10 virtual ms apart, at what ends by itself
 QUERY = np.ones(DIM, np.float32)
 TRANSIENT = (TierUnavailable, TierFull, LogUnavailable, Replaying)
 
@@ -118,14 +119,14 @@ class World:
 
     def _rest(self) -> None:
         """Bring a life to rest; one that still ends of an earlier fault is followed by another."""
-        while True:
+        for _ in range(PATIENCE):
             self._until(lambda: self.life is not None and self.life.ready() and not self.life.stopping, "start")
             life = self.life
             assert life is not None
             settling = self.loop.create_task(self._settle(life))
             tasks = [settling, *self._readers, *([self._operator] if self._operator else [])]
             self._until(lambda: life is not self.life or all(task.done() for task in tasks), "coming to rest")
-            if life is self.life:
+            if life is self.life and not isinstance(settling.exception(), TRANSIENT):  # else it is about to end
                 break
         settling.result()
         self.checker.quiet(life)
@@ -138,6 +139,10 @@ class World:
             while life.marks[partition].end < len(self.log.of(TOPICS.memories, partition)):
                 await asyncio.sleep(0.01)
             await lane.perform(lambda p=partition: self._drain(life, p))
+            for _ in range(PATIENCE):  # dead letters may still be on their way
+                if life.marks[partition].value == life.marks[partition].end:
+                    break
+                await asyncio.sleep(0.01)
             await life.commit.step()
             for _ in range(3):
                 for tier in (TierName.WARM, TierName.COLD):
@@ -292,6 +297,12 @@ class World:
     def upkeep(self) -> None:
         if self.life is not None and self.life.serving:
             self.life.upkeep.step()
+
+    def compact(self) -> None:
+        """Glacier's turn, whatever still waits in the tiers above."""
+        if self.life is not None and self.life.serving:
+            for partition, lane in self.life.lanes.items():
+                lane.offer(partial(self.life.mover.compact, partition, 100))
 
     def cool(self) -> None:
         if self.life is not None and self.life.serving:

@@ -1,0 +1,189 @@
+"""The traces that model checking found, each with its clause removed, for the simulation to find again.
+
+Numbers are those of the second model check (A) and of the earlier form (B). What does not apply to the product is in
+docs/testing.md, with why.
+"""
+
+from __future__ import annotations
+
+from tests.mutants.mutant import Mutant
+
+MOVER, INGEST, INDEX, REBUILD = "consumers/mover.py", "consumers/ingest.py", "tiers/index.py", "tiers/rebuild.py"
+
+FINDINGS = (
+    Mutant(
+        "drop a tombstone early",
+        "R5",
+        MOVER,
+        "if all(key.tier == TierName.GLACIER and (key.id, key.version) in dropped_too for key in others):",
+        "if others is not None:",
+        finding="A1, B11",
+    ),
+    Mutant(
+        "drop a superseded tombstone above an older row",
+        "R5",
+        MOVER,
+        "if not self._covers_above(where) and not self._decides(where)]",
+        "if not self._decides(where)]",
+        finding="A, by the letter",
+    ),
+    Mutant(
+        "drop a tombstone that a late commit may uncover",
+        "R5",
+        MOVER,
+        "committed = self._committed(partition)",
+        "committed = 1 << 40",
+        finding="A2",
+    ),
+    Mutant(
+        "forget equal versions at the rebuild",
+        "R3",
+        REBUILD,
+        "            index.queue.add(above, Location(where.id, where.version, where.partition, entry.slot))\n",
+        "",
+        finding="A3",
+    ),
+    Mutant(
+        "forget the target row of a superseded move",
+        "R3, R4",
+        MOVER,
+        "        for at in np.flatnonzero(same).tolist():\n            self._index.queue.remove(target, stored[at])",
+        "        for where in stored:\n            self._index.queue.remove(target, where)\n"
+        "        for at in np.flatnonzero(same).tolist():",
+        finding="A4",
+    ),
+    Mutant(
+        "forget the target row of a move that could not be announced",
+        "R3, R4",
+        MOVER,
+        "            at_ms = await self._changes.publish(partition, source, target, reason, receipt.ids, receipt.versions)",
+        "            try:\n"
+        "                at_ms = await self._changes.publish(partition, source, target, reason, receipt.ids, receipt.versions)\n"
+        "            except BaseException:\n"
+        "                self._unqueue(target, stored)\n"
+        "                raise",
+        finding="A4",
+    ),
+    Mutant(
+        "evict from the queue without the second look",
+        "R3",
+        MOVER,
+        "gone = [where for where in keys if not self._is_home(tier, where)]",
+        "gone = list(keys)",
+        finding="A5",
+    ),
+    Mutant(
+        "raise the epoch after the rebuild", "R4a", finding="A6", broken=frozenset({"epoch after the rebuild"})
+    ),
+    Mutant(
+        "forget the home of a superseded record that has a copy",
+        "R3",
+        INDEX,
+        "        rows = [(TierName(entry.home), Location(entry.id, entry.version, entry.partition, entry.slot))]\n",
+        "        rows = [(TierName(entry.home), Location(entry.id, entry.version, entry.partition, entry.slot))]\n"
+        "        if entry.copy != NO_COPY:\n            rows = []\n",
+        finding="A7",
+    ),
+    Mutant(
+        "append again a replayed row already at home",
+        "R2",
+        INDEX,
+        "versions > self._entries.versions(self._entries.numbers(ids))",
+        "versions >= self._entries.versions(self._entries.numbers(ids))",
+        finding="A8",
+    ),
+    Mutant(
+        "hold the watermark for replayed rows that are older",
+        "R2",
+        INGEST,
+        "self.watermarks[partition].open(first, end, batch.num_rows + len(decoded.letters))",
+        "self.watermarks[partition].open(first, end, counting.num_rows + len(decoded.letters))",
+        finding="A9",
+    ),
+    Mutant(
+        "rebuild without a tier that does not answer",
+        "R3",
+        finding="A11",
+        broken=frozenset({"rebuild without a tier"}),
+    ),
+    Mutant("let a client library retry", "R4", finding="A12", broken=frozenset({"retry"})),
+    Mutant("let warm take any epoch", "R4a", finding="A ORD=4, B3", broken=frozenset({"no epoch in warm"})),
+    Mutant("let glacier take any epoch", "R4a", finding="A ORD=4, B3", broken=frozenset({"no epoch in glacier"})),
+    Mutant(
+        "answer while the log is replayed",
+        "R7",
+        finding="A BARRIER, B4",
+        broken=frozenset({"answers while it replays"}),
+    ),
+    Mutant(
+        "take what a tier gives for what was asked",
+        "R6",
+        "tiers/read.py",
+        "                    if row is None:\n                        wanted.append(where.id)\n                    else:\n"
+        "                        found[where.id] = (row, name)",
+        "                    if row is not None:\n                        found[where.id] = (row, name)",
+        finding="A RECHECK, B16",
+    ),
+    Mutant(
+        "install a copy without the version check",
+        "R3",
+        INDEX,
+        "        if entry.version != version or entry.deleted or entry.home == TierName.HOT or entry.copy != NO_COPY:",
+        "        if entry.deleted or entry.home == TierName.HOT or entry.copy != NO_COPY:",
+        finding="A PINST, B9",
+    ),
+    Mutant(
+        "ignore the lane",
+        "R4",
+        "consumers/lane.py",
+        "                await self._execute(next_job.result())",
+        "                self.tasks = [*getattr(self, 'tasks', ()), asyncio.ensure_future(self._execute(next_job.result()))]",
+        finding="B1",
+    ),
+    Mutant(
+        "go on while a request is unanswered",
+        "R4",
+        "consumers/lane.py",
+        "        try:\n            await job()\n        except IsothermError as error:\n            if not error.retriable:\n"
+        "                raise\n            self.stalls += 1",
+        "        try:\n            async with asyncio.timeout(0.004):\n                await job()\n"
+        "        except (IsothermError, TimeoutError) as error:\n            self.stalls += 1",
+        finding="B2",
+    ),
+    Mutant(
+        "evict before the target has stored",
+        "R4",
+        MOVER,
+        '            with step("store", tier=target.word, rows=batch.num_rows, bytes=batch.nbytes):\n',
+        "            await self._tiers[source].evict(sources, None)\n"
+        '            with step("store", tier=target.word, rows=batch.num_rows, bytes=batch.nbytes):\n',
+        finding="B5",
+    ),
+    Mutant(
+        "count a row as safe before its own move is",
+        "R2",
+        MOVER,
+        "        began, step = time.perf_counter(), self._tracing.step\n",
+        "        began, step = time.perf_counter(), self._tracing.step\n"
+        "        if source == TierName.HOT:\n"
+        "            mark = self._watermarks[partition]\n"
+        "            mark.settle(record.offsets(np.array([w.version for w in sources], np.int64)))\n",
+        finding="B7",
+    ),
+    Mutant(
+        "settle what a conditional delete was decided by",
+        "R2",
+        INGEST,
+        "settled = np.array([where.version for where in hot if where.id not in conditional], np.int64)",
+        "conditional = {}\n            settled = np.array([where.version for where in hot], np.int64)",
+        finding="new: see docs/testing.md",
+    ),
+    Mutant(
+        "evict what a conditional delete was decided by",
+        "R3",
+        MOVER,
+        "waiting = [where for where in self._index.queue.list(partition, tier, limit) if not self._decides(where)]",
+        "waiting = self._index.queue.list(partition, tier, limit)",
+        finding="new: see docs/testing.md",
+    ),
+)
