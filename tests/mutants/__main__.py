@@ -30,7 +30,7 @@ def notice(mutant: Mutant, quiet: int) -> int:
     if mutant.finding:
         from tests.simulation.run import search
 
-        found = search(range(mutant.first, mutant.first + mutant.within), mutant.broken)
+        found = search(range(mutant.first, mutant.first + mutant.within), mutant.broken, mutant.focus)
         os.write(quiet, f"seeds={found.seeds} seed={found.failed} {found.error}".encode())
         return SURVIVED if found.failed is None else KILLED
     import pytest

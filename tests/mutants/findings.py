@@ -17,6 +17,7 @@ FINDINGS = (
         MOVER,
         "if all(key.tier == TierName.GLACIER and (key.id, key.version) in dropped_too for key in others):",
         "if others is not None:",
+        focus="tombstones",
         finding="A1, B11",
     ),
     Mutant(
@@ -25,6 +26,7 @@ FINDINGS = (
         MOVER,
         "if not self._covers_above(where) and not self._decides(where)]",
         "if not self._decides(where)]",
+        focus="tombstones",
         finding="A, by the letter",
     ),
     Mutant(
@@ -33,6 +35,7 @@ FINDINGS = (
         MOVER,
         "committed = self._committed(partition)",
         "committed = 1 << 40",
+        focus="late commits",
         finding="A2",
     ),
     Mutant(
@@ -41,6 +44,7 @@ FINDINGS = (
         REBUILD,
         "            index.queue.add(above, Location(where.id, where.version, where.partition, entry.slot))\n",
         "",
+        focus="late writes",
         finding="A3",
     ),
     Mutant(
@@ -50,6 +54,7 @@ FINDINGS = (
         "        for at in np.flatnonzero(same).tolist():\n            self._index.queue.remove(target, stored[at])",
         "        for where in stored:\n            self._index.queue.remove(target, where)\n"
         "        for at in np.flatnonzero(same).tolist():",
+        focus="tombstones",
         finding="A4",
     ),
     Mutant(
@@ -62,6 +67,7 @@ FINDINGS = (
         "            except BaseException:\n"
         "                self._unqueue(target, stored)\n"
         "                raise",
+        focus="outages",
         finding="A4",
     ),
     Mutant(
@@ -70,10 +76,15 @@ FINDINGS = (
         MOVER,
         "gone = [where for where in keys if not self._is_home(tier, where)]",
         "gone = list(keys)",
+        focus="outages",
         finding="A5",
     ),
     Mutant(
-        "raise the epoch after the rebuild", "R4a", finding="A6", broken=frozenset({"epoch after the rebuild"})
+        "raise the epoch after the rebuild",
+        "R4a",
+        focus="late writes",
+        finding="A6",
+        broken=frozenset({"epoch after the rebuild"}),
     ),
     Mutant(
         "forget the home of a superseded record that has a copy",
@@ -82,6 +93,7 @@ FINDINGS = (
         "        rows = [(TierName(entry.home), Location(entry.id, entry.version, entry.partition, entry.slot))]\n",
         "        rows = [(TierName(entry.home), Location(entry.id, entry.version, entry.partition, entry.slot))]\n"
         "        if entry.copy != NO_COPY:\n            rows = []\n",
+        focus="copies",
         finding="A7",
     ),
     Mutant(
@@ -90,6 +102,7 @@ FINDINGS = (
         INDEX,
         "versions > self._entries.versions(self._entries.numbers(ids))",
         "versions >= self._entries.versions(self._entries.numbers(ids))",
+        focus="late writes",
         finding="A8",
     ),
     Mutant(
@@ -98,17 +111,31 @@ FINDINGS = (
         INGEST,
         "self.watermarks[partition].open(first, end, batch.num_rows + len(decoded.letters))",
         "self.watermarks[partition].open(first, end, counting.num_rows + len(decoded.letters))",
+        focus="late writes",
         finding="A9",
     ),
     Mutant(
         "rebuild without a tier that does not answer",
         "R3",
+        focus="outages",
         finding="A11",
         broken=frozenset({"rebuild without a tier"}),
     ),
-    Mutant("let a client library retry", "R4", finding="A12", broken=frozenset({"retry"})),
-    Mutant("let warm take any epoch", "R4a", finding="A ORD=4, B3", broken=frozenset({"no epoch in warm"})),
-    Mutant("let glacier take any epoch", "R4a", finding="A ORD=4, B3", broken=frozenset({"no epoch in glacier"})),
+    Mutant("let a client library retry", "R4", focus="tombstones", finding="A12", broken=frozenset({"retry"})),
+    Mutant(
+        "let warm take any epoch",
+        "R4a",
+        focus="late writes",
+        finding="A ORD=4, B3",
+        broken=frozenset({"no epoch in warm"}),
+    ),
+    Mutant(
+        "let glacier take any epoch",
+        "R4a",
+        focus="late writes",
+        finding="A ORD=4, B3",
+        broken=frozenset({"no epoch in glacier"}),
+    ),
     Mutant(
         "answer while the log is replayed",
         "R7",
@@ -122,6 +149,7 @@ FINDINGS = (
         "                    if row is None:\n                        wanted.append(where.id)\n                    else:\n"
         "                        found[where.id] = (row, name)",
         "                    if row is not None:\n                        found[where.id] = (row, name)",
+        focus="readers",
         finding="A RECHECK, B16",
     ),
     Mutant(
@@ -130,6 +158,7 @@ FINDINGS = (
         INDEX,
         "        if entry.version != version or entry.deleted or entry.home == TierName.HOT or entry.copy != NO_COPY:",
         "        if entry.deleted or entry.home == TierName.HOT or entry.copy != NO_COPY:",
+        focus="copies",
         finding="A PINST, B9",
     ),
     Mutant(
@@ -138,6 +167,7 @@ FINDINGS = (
         "consumers/lane.py",
         "                await self._execute(next_job.result())",
         "                self.tasks = [*getattr(self, 'tasks', ()), asyncio.ensure_future(self._execute(next_job.result()))]",
+        focus="tombstones",
         finding="B1",
     ),
     Mutant(
@@ -148,6 +178,7 @@ FINDINGS = (
         "                raise\n            self.stalls += 1",
         "        try:\n            async with asyncio.timeout(0.004):\n                await job()\n"
         "        except (IsothermError, TimeoutError) as error:\n            self.stalls += 1",
+        focus="tombstones",
         finding="B2",
     ),
     Mutant(
@@ -157,6 +188,7 @@ FINDINGS = (
         '            with step("store", tier=target.word, rows=batch.num_rows, bytes=batch.nbytes):\n',
         "            await self._tiers[source].evict(sources, None)\n"
         '            with step("store", tier=target.word, rows=batch.num_rows, bytes=batch.nbytes):\n',
+        focus="tombstones",
         finding="B5",
     ),
     Mutant(
@@ -168,6 +200,7 @@ FINDINGS = (
         "        if source == TierName.HOT:\n"
         "            mark = self._watermarks[partition]\n"
         "            mark.settle(record.offsets(np.array([w.version for w in sources], np.int64)))\n",
+        focus="tombstones",
         finding="B7",
     ),
     Mutant(
@@ -176,6 +209,7 @@ FINDINGS = (
         INGEST,
         "settled = np.array([where.version for where in hot if where.id not in conditional], np.int64)",
         "conditional = {}\n            settled = np.array([where.version for where in hot], np.int64)",
+        focus="conditions",
         finding="new: see docs/testing.md",
     ),
     Mutant(
@@ -184,6 +218,7 @@ FINDINGS = (
         MOVER,
         "waiting = [where for where in self._index.queue.list(partition, tier, limit) if not self._decides(where)]",
         "waiting = self._index.queue.list(partition, tier, limit)",
+        focus="conditions",
         finding="new: see docs/testing.md",
     ),
 )

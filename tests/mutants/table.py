@@ -474,6 +474,7 @@ READS = (
         "                    frozenset(reading.tiers), None, facts=reading.criteria is not None, now_ms=reading.now_ms\n"
         "                )\n"
         "                views += [] if view is None else [view]\n",
+        focus="readers",
         finding="A10",
     ),
     Mutant(

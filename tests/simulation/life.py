@@ -119,9 +119,7 @@ class Life:
         )
         self.ingest.cleared_below = {int(p): offset for p, offset in manifest.cleared_below.items()}
         self.lanes = {p: Lane(p, MOVES.lane_jobs_max) for p in range(self.partitions)}
-        self.promotion = Promotion(
-            MOVES, RULES, self.index, self.hot, self.tiers, self.changes, self.lanes, now_ms
-        )
+        self.promotion = Promotion(MOVES, RULES, self.index, self.hot, self.tiers, self.changes, self.lanes, now_ms)
         self.mover = Mover(
             self.index,
             self.tiers,

@@ -6,9 +6,10 @@ nothing happens twice in a row.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from random import Random
+from typing import Any
 
 from tests.simulation.network import Faults
 from tiers import record
@@ -39,6 +40,48 @@ WEIGHTS = {
     "stop_valkey": 0.3,
 }
 ALWAYS = ("upsert", "advise", "commit")
+
+
+#: Plans that come sooner to one kind of trouble: what happens, how often, and what else is fixed.
+FOCUS: dict[str, tuple[dict[str, float], dict[str, Any]]] = {
+    "tombstones": (
+        {"upsert": 5, "delete": 4, "advise": 14, "commit": 4, "compact": 4, "upkeep": 0.5, "crash": 1},
+        {"ids": 1, "partitions": 1, "pace": 25, "crashes": 2, "actions": 25, "refused": 0.0, "lost": 0.0},
+    ),
+    "late commits": (
+        {"upsert": 3, "delete": 4, "advise": 12, "commit": 6, "compact": 6, "crash": 2},
+        {"ids": 1, "partitions": 1, "pace": 12, "crashes": 3, "actions": 40, "late": 1.0, "slow": 0.4, "refused": 0.0},
+    ),
+    "late writes": (
+        {"upsert": 5, "delete": 3, "advise": 12, "commit": 3, "upkeep": 2, "compact": 3, "crash": 3},
+        {"ids": 1, "partitions": 1, "pace": 25, "crashes": 3, "actions": 30, "late": 1.0, "slow": 0.4, "refused": 0.0},
+    ),
+    "copies": (
+        {"upsert": 6, "delete": 1, "advise": 8, "access": 8, "commit": 2, "cool": 0.5, "get": 1},
+        {"ids": 1, "partitions": 1, "pace": 25, "crashes": 0, "actions": 30, "refused": 0.0, "lost": 0.0},
+    ),
+    "readers": (
+        {
+            "upsert": 7,
+            "delete": 3,
+            "advise": 10,
+            "get": 5,
+            "search": 5,
+            "list_all": 2,
+            "compact": 1,
+            "rewrite_index": 3,
+        },
+        {"partitions": 1, "pace": 12, "crashes": 0, "actions": 40, "slow": 0.4, "refused": 0.0, "lost": 0.0},
+    ),
+    "conditions": (
+        {"upsert": 5, "delete_if": 5, "advise": 10, "commit": 5, "upkeep": 2, "compact": 1, "crash": 3},
+        {"ids": 1, "partitions": 1, "pace": 25, "crashes": 3, "actions": 30, "refused": 0.0, "lost": 0.0},
+    ),
+    "outages": (
+        {"upsert": 6, "delete": 2, "advise": 12, "commit": 3, "upkeep": 2, "outage": 4, "crash": 2},
+        {"ids": 1, "partitions": 1, "pace": 25, "crashes": 2, "actions": 40, "refused": 0.05},
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -85,8 +128,11 @@ class Plan:
 _partition = cache(record.partition)
 
 
-def of(seed: int) -> Plan:
-    """Return the plan of a seed."""
+def of(seed: int, focus: str = "") -> Plan:
+    """Return the plan of a seed, of any kind or of one."""
+    if focus:
+        weights, fixed = FOCUS[focus]
+        return replace(of(seed), weights=dict(weights), **fixed)
     random = Random(f"plan {seed}")
     weights = {
         name: weight * random.choice((1, 1, 3))

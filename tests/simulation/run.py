@@ -52,19 +52,21 @@ def simulated():
         structlog.configure(**config)
 
 
-def world(seed: int, broken: frozenset[str] = frozenset()) -> World:
+def world(seed: int, broken: frozenset[str] = frozenset(), focus: str = "") -> World:
     """Return the world of a seed, not yet run."""
-    return World(plan.of(seed), broken)
+    return World(plan.of(seed, focus), broken)
 
 
-def search(seeds: Iterable[int], broken: frozenset[str] = frozenset(), seconds: float = 1e9) -> Outcome:
+def search(
+    seeds: Iterable[int], broken: frozenset[str] = frozenset(), focus: str = "", seconds: float = 1e9
+) -> Outcome:
     """Run seeds until one fails, there are no more, or the time is over."""
     began = time.process_time()
     count = 0
     with simulated():
         for seed in seeds:
             count += 1
-            one = world(seed, broken)
+            one = world(seed, broken, focus)
             try:
                 one.run()
             except Violation as error:
