@@ -166,9 +166,7 @@ class Ingest:
         await self._changes.publish(partition, TierName.HOT, None, "cleared", ids, versions[~keep])
         return batch.filter(pa.array(keep))
 
-    def _release(
-        self, partition: int, masked: list[tuple[TierName, Location]], conditional: Mapping[str, int]
-    ) -> None:
+    def _release(self, partition: int, masked: list[tuple[TierName, Location]], conditional: Mapping[str, int]) -> None:
         """Drop superseded rows from hot at once, queue those below (R3).
 
         Those of hot were dirty, and R2 settles them; but a copy was not: its home is below, and settled long ago. What

@@ -54,7 +54,7 @@ class Watermark:
         self._end = max(self._end, end)
 
     def hold(self, until: int, offsets: Int64s) -> None:
-        """Keep rows at these offsets dirty until the conditional delete at `until` is settled: it was decided by them."""
+        """Keep rows at these offsets dirty until the conditional delete at `until`, decided by them, is settled."""
         self._held.setdefault(until, []).extend(offsets.tolist())
 
     def holds(self, offset: int) -> bool:

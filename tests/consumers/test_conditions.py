@@ -147,7 +147,7 @@ def test_where_the_record_lies_makes_no_difference(tier):
 
 
 def test_what_a_delete_was_decided_by_is_replayed_with_it():
-    """Superseded in hot, and an older version still lies below: the watermark stays, and the next life decides alike."""
+    """Superseded in hot, while an older version lies below: the watermark stays, and the next life decides alike."""
     world = one_by_one("a")
     world.finish(world.move(HOT, COLD, "a"))
     world.take("a")

@@ -5,6 +5,8 @@ The exit status is 1 when a mutant survives. `--findings` runs those that the si
 whose tests are a moment's work.
 """
 
+# ruff: noqa: T201 - a program of its own
+
 from __future__ import annotations
 
 import argparse
@@ -14,6 +16,7 @@ import os
 import shlex
 import sys
 import time
+from pathlib import Path
 
 from tests.mutants.mutant import ROOT, Mutant, Mutated
 from tests.mutants.table import MUTANTS, QUICK
@@ -36,7 +39,7 @@ def notice(mutant: Mutant, quiet: int) -> int:
     import pytest
 
     for tests in mutant.tests:
-        with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
+        with Path(os.devnull).open("w") as nowhere, contextlib.redirect_stdout(nowhere):
             status = pytest.main(["-x", "-q", "-p", "no:cacheprovider", *shlex.split(tests)])
         if status == pytest.ExitCode.TESTS_FAILED:
             os.write(quiet, tests.encode())

@@ -18,8 +18,8 @@ class Mutant:
     """`old` stands exactly once in `file`. `tests` are pytest's arguments; one of them at least fails on the mutant.
 
     `finding` names the trace of the model check whose clause it removes, if one: the simulation must find it, in at
-    most `within` seeds from `first` on, with plans of the kind `focus`. `broken` are rules of the simulation's own start and stores, to be broken
-    instead of the source.
+    most `within` seeds from `first` on, with plans of the kind `focus`. `broken` are rules of the simulation's own
+    start and stores, to be broken instead of the source.
     """
 
     name: str
@@ -31,7 +31,7 @@ class Mutant:
     finding: str = ""
     focus: str = ""
     first: int = 0
-    within: int = 600
+    within: int = 250
     broken: frozenset[str] = frozenset()
 
     def source(self) -> str:

@@ -3,6 +3,8 @@
 `tests` are pytest's arguments, the quickest that notice. A mutant whose tests need servers says so by where they are.
 """
 
+# ruff: noqa: E501 - lines of the source stand whole
+
 from __future__ import annotations
 
 from tests.mutants.findings import FINDINGS, INDEX, INGEST, MOVER, REBUILD
@@ -164,6 +166,22 @@ COMMITS = (
 )
 
 ORDER = (
+    Mutant(
+        "evict from the queue without the second look",
+        "R3",
+        MOVER,
+        "gone = [where for where in keys if not self._is_home(tier, where)]",
+        "gone = list(keys)",
+        (f"{MOVES}::test_a_queued_row_that_has_become_the_home_only_leaves_the_queue",),
+    ),
+    Mutant(
+        "drop a superseded tombstone above an older row",
+        "R5",
+        MOVER,
+        "if not self._covers_above(where) and not self._decides(where)]",
+        "if not self._decides(where)]",
+        (f"{MOVES}::test_a_superseded_tombstone_stays_while_an_older_row_waits_above",),
+    ),
     Mutant(
         "evict before publish",
         "R4",

@@ -33,7 +33,11 @@ def test_each_mutant_says_what_must_notice() -> None:
 def test_a_slice_is_killed(which: str) -> None:
     """The quickest mutants by their tests, and each finding of the model check by the simulation."""
     done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-m", "tests.mutants", which], cwd=ROOT, capture_output=True, text=True
+        [sys.executable, "-W", "ignore", "-m", "tests.mutants", which],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
     )
 
     assert done.returncode == 0, done.stdout[-4_000:] + done.stderr[-2_000:]

@@ -1,5 +1,7 @@
 """python -m tests.simulation [SEED | FIRST:LAST]: replay one seed with its trace, or run many until one fails."""
 
+# ruff: noqa: T201 - a program of its own
+
 from __future__ import annotations
 
 import argparse
@@ -18,7 +20,7 @@ def replay(seed: int, broken: frozenset[str], focus: str) -> int:
     with simulated():
         try:
             one.run()
-        except BaseException:
+        except BaseException:  # noqa: BLE001 - whatever it is, it is shown
             failed = True
             print("\n".join(one.trace))
             traceback.print_exc()

@@ -39,7 +39,11 @@ class Checker:
     def __init__(self, model: Model, log: Log, stores: Mapping[TierName, Store]) -> None:
         self._model, self._log, self._stores = model, log, stores
         self._seen: tuple[object, ...] = ()
-        self.landed = 0  # writes that stores have taken
+        self._landed = 0  # writes that stores have taken
+
+    def changed(self) -> None:
+        """Take note that a store has taken a write."""
+        self._landed += 1
 
     def step(self, life: Life | None) -> None:
         """Check what holds between any two steps; for nothing if nothing has changed since the last look."""
@@ -65,7 +69,7 @@ class Checker:
 
     def _moment(self, up: Life | None) -> tuple[object, ...]:
         """Return what differs whenever something that is checked may."""
-        outside = self.landed, tuple(self._log.committed.values()), len(self._model.may_be_cleared)
+        outside = self._landed, tuple(self._log.committed.values()), len(self._model.may_be_cleared)
         if up is None:
             return outside
         marks = [(mark.value, mark.end) for mark in up.marks.values()]
@@ -162,7 +166,7 @@ class Checker:
             elif key in model.gone:
                 raise Violation(f"R6: {name} was cleared, and is back")
 
-    def window(self, life: Life, now_ms: int) -> dict[str, int]:
+    def window(self, life: Life) -> dict[str, int]:
         """Return, for each id, how many versions it has now: the beginning of a read."""
         model = self._model
         return {name: model.at(name, life.marks[p].end) for name, p in model.partition.items()}
@@ -225,21 +229,26 @@ class Checker:
                 raise Violation(f"R2: nothing is dirty, and the watermark of {partition} stands at {mark.value}")
 
     def ledger(self, life: Life) -> None:
-        """Placement = fold(memories, changes)."""
-        placed: dict[tuple[str, int], str | None] = {}
+        """Placement = fold(memories, changes). A version only goes down, so the deepest place told of it counts.
+
+        That matters for a message of a former life that lands late; of one life they come in order.
+        """
+        placed: dict[tuple[str, int], int] = {}
         for _, change in self._log.changes():
             if change.kind == "home":
                 for name, text in zip(change.ids, change.versions, strict=True):
-                    placed[name, record.parse_version(text)] = change.target
+                    key = name, record.parse_version(text)
+                    placed[key] = max(placed.get(key, 0), DEPTHS.index(change.target))
         for name, partition in self._model.partition.items():
             state = self._model.newest(name, life.marks[partition].end)
             if state is None:
                 continue
             entry = life.index.find(name)
-            told = placed.get((name, state.version), "hot")
+            told = DEPTHS[placed.get((name, state.version), 0)]
             shown = TierName(entry.home).word if entry is not None else None
             if told != shown:
                 raise Violation(f"ledger: the changes say that {name} is in {told}, the index says {shown}")
 
 
+DEPTHS = ("hot", "warm", "cold", "glacier", None)
 DROPPED = -2  # in place of the slot of a row that a rewrite has dropped

@@ -138,7 +138,7 @@ class Life:
         )
         handlers = {TOPICS.memories: self.ingest, TOPICS.access: self.heat, TOPICS.age: self.demote}
         consumer = Consumer(self.log, self.loop, self._network)
-        with mock.patch.object(reader_module, "AIOKafkaConsumer", lambda **_: consumer):
+        with mock.patch.object(reader_module, "AIOKafkaConsumer", return_value=consumer):
             self.reader = Reader(
                 KafkaSettings(prefix="t"), range(self.partitions), TOPICS.memories, handlers, self.ingest, 4
             )

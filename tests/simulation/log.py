@@ -153,7 +153,11 @@ class Consumer:
         found: dict[TopicPartition, list[Record]] = {}
         for tp in self._at:
             start, messages = self._at[tp], self._log.of(*tp)
-            if tp in self._paused or start >= len(messages) or self._loop.random.random() < 0.2:
+            if (
+                tp in self._paused
+                or start >= len(messages)
+                or self._loop.random.random() < 0.2 + self._network.faults.slow
+            ):
                 continue
             end = start + 1 + self._loop.random.randrange(len(messages) - start)
             found[tp] = [Record(m.key, m.value, m.headers, m.timestamp_ms, m.offset) for m in messages[start:end]]

@@ -117,7 +117,7 @@ class Network:
                 continue
             if request.what not in READS and random.random() < 0.4:
                 if request.where is not TierName.COLD and random.random() < self.faults.late:  # cold dies with its node
-                    self._move(number, request, random.random() * 0.3)
+                    self._move(number, request, random.random() * random.choice((0.02, 0.1, 0.3)))
                 else:
                     request.handle.cancel()
                     request.life = OUTSIDE

@@ -49,8 +49,19 @@ FOCUS: dict[str, tuple[dict[str, float], dict[str, Any]]] = {
         {"ids": 1, "partitions": 1, "pace": 25, "crashes": 2, "actions": 25, "refused": 0.0, "lost": 0.0},
     ),
     "late commits": (
-        {"upsert": 3, "delete": 4, "advise": 12, "commit": 6, "compact": 6, "crash": 2},
-        {"ids": 1, "partitions": 1, "pace": 12, "crashes": 3, "actions": 40, "late": 1.0, "slow": 0.4, "refused": 0.0},
+        {},
+        {
+            "ids": 1,
+            "partitions": 1,
+            "pace": 30,
+            "crashes": 1,
+            "late": 1.0,
+            "slow": 0.6,
+            "refused": 0.0,
+            "lost": 0.0,
+            "script": "upsert delete wait advise wait advise wait advise wait commit:6 crash started compact:12 "
+            "compact:12 advise:6 advise:6 advise:6 advise:6 advise:6 advise:6 advise:6 advise:6 wait",
+        },
     ),
     "late writes": (
         {"upsert": 5, "delete": 3, "advise": 12, "commit": 3, "upkeep": 2, "compact": 3, "crash": 3},
@@ -101,6 +112,7 @@ class Plan:
     lost: float
     late: float
     last_crash: bool
+    script: str = ""  # actions one after another, each with how many steps may follow, instead of chance's choice
 
     @property
     def faulty(self) -> bool:

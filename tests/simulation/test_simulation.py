@@ -15,8 +15,7 @@ from tests.simulation.run import Outcome, simulated, world
 
 FIXED = 40
 SECONDS = 12.0  # of CPU, for the fresh ones
-#: Each found something once: 112 the conditional delete that a replay decided otherwise.
-ONCE = (112,)
+ONCE = (112,)  # a conditional delete that a replay decided otherwise
 
 
 def told(outcome: Outcome) -> str:
@@ -26,7 +25,6 @@ def told(outcome: Outcome) -> str:
 
 def search(seeds: Iterable[int], seconds: float = 1e9) -> None:
     found = run.search(seeds, seconds=seconds)
-    print(f"seeds={found.seeds} cpu_s={found.seconds:.1f}")
     assert found.failed is None, told(found)
 
 
