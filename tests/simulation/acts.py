@@ -21,7 +21,7 @@ from tests.simulation.log import TOPICS
 from tests.simulation.network import LOG
 from tests.tiers.rows import DIM, NOW_MS
 from tiers import read, record
-from tiers.errors import LogUnavailable, Replaying, TierFull, TierUnavailable
+from tiers.errors import LogUnavailable, OutcomeUnknown, Replaying, TierFull, TierUnavailable
 from tiers.tier import Query, TierName
 
 if TYPE_CHECKING:
@@ -60,9 +60,14 @@ class Acts:
         self._world.until(lambda: self._serving is not None, "start")
 
     def crash(self) -> None:
-        if self._crashes:
-            self._crashes -= 1
+        """Here, or as soon as a write is on its way: that is where it matters."""
+        if not self._crashes or self._world.doomed:
+            return
+        self._crashes -= 1
+        if self.random.random() < 0.3:
             self._world.crash("crash")
+        else:
+            self._world.doomed = True
 
     def stop(self) -> None:
         if self._serving is not None:
@@ -145,7 +150,7 @@ class Acts:
         self._world.client(self._quietly(work))
 
     async def _quietly(self, work: Coroutine[Any, Any, Any]) -> None:
-        with suppress(*TRANSIENT):
+        with suppress(*TRANSIENT, OutcomeUnknown):  # the last ends the process by itself
             await work
 
     def commit(self) -> None:

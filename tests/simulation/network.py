@@ -109,6 +109,11 @@ class Network:
         self._tell(f"{_name(request.where)}.{request.what}: the answer is lost")
         self._loop.call_later(self.delay(), _fail, request.answer, error)
 
+    @property
+    def writing(self) -> bool:
+        """Whether a write of this life is on its way."""
+        return any(one.life == self._loop.life and one.what not in READS for one in self._away.values())
+
     def crash(self) -> None:
         """The sender dies: each of its requests lands now, later, or never."""
         random = self._loop.random

@@ -59,7 +59,7 @@ FOCUS: dict[str, tuple[dict[str, float], dict[str, Any]]] = {
             "slow": 0.6,
             "refused": 0.0,
             "lost": 0.0,
-            "script": "upsert delete wait advise wait advise wait advise wait commit:6 crash started compact:12 "
+            "script": "upsert delete wait advise wait advise wait advise wait commit:6 crash:20 started compact:12 "
             "compact:12 advise:6 advise:6 advise:6 advise:6 advise:6 advise:6 advise:6 advise:6 wait",
         },
     ),

@@ -48,6 +48,7 @@ class World:
         self._acts = Acts(self)
         self._epoch = 0
         self._running: asyncio.Task[None] | None = None
+        self.doomed = False  # to die with a write on its way
 
     def tell(self, line: str) -> None:
         """Add a line to the trace."""
@@ -85,6 +86,8 @@ class World:
         if not self.loop.step():
             raise Violation("nothing is ready, and nothing will be: it hangs")
         self._reap()
+        if self.doomed and self.network.writing and self.random.random() < 0.4:
+            self.crash("crash")
         self.checker.step(self.life)
 
     def until(self, condition: Callable[[], bool], what: str) -> None:
@@ -118,7 +121,7 @@ class World:
         self.network.crash()
         self.loop.kill()
         self.log.forget_waiting()
-        self.clients = []
+        self.clients, self.doomed = [], False
         self._begin()
 
     def _reap(self) -> None:
@@ -142,6 +145,7 @@ class World:
         """End all faults, let everything come to rest, and check that; then once more after a restart."""
         self.network.faults.out.clear()
         self.network.faults.refused = self.network.faults.lost = 0.0
+        self.doomed = False
         self.tell("calm")
         self._rest()
         if self.plan.last_crash:
