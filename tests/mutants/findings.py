@@ -47,7 +47,7 @@ FINDINGS = (
         "        for at in np.flatnonzero(same).tolist():\n            self._index.queue.remove(target, stored[at])",
         "        for where in stored:\n            self._index.queue.remove(target, where)\n"
         "        for at in np.flatnonzero(same).tolist():",
-        focus="tombstones",
+        focus="moves",
         finding="A4",
     ),
     Mutant(
@@ -105,7 +105,7 @@ FINDINGS = (
         finding="A11",
         broken=frozenset({"rebuild without a tier"}),
     ),
-    Mutant("let a client library retry", "R4", focus="tombstones", finding="A12", broken=frozenset({"no retries"})),
+    Mutant("let a client library retry", "R4", focus="moves", finding="A12", broken=frozenset({"no retries"})),
     Mutant(
         "let warm take any epoch",
         "R4a",
@@ -151,7 +151,7 @@ FINDINGS = (
         "consumers/lane.py",
         "                await self._execute(next_job.result())",
         "                self.tasks = [*getattr(self, 'tasks', ()), asyncio.ensure_future(self._execute(next_job.result()))]",
-        focus="tombstones",
+        focus="moves",
         finding="B1",
     ),
     Mutant(
@@ -162,7 +162,7 @@ FINDINGS = (
         "                raise\n            self.stalls += 1",
         "        try:\n            async with asyncio.timeout(0.004):\n                await job()\n"
         "        except (IsothermError, TimeoutError) as error:\n            self.stalls += 1",
-        focus="tombstones",
+        focus="moves",
         finding="B2",
     ),
     Mutant(
@@ -172,7 +172,7 @@ FINDINGS = (
         '            with step("store", tier=target.word, rows=batch.num_rows, bytes=batch.nbytes):\n',
         "            await self._tiers[source].evict(sources, None)\n"
         '            with step("store", tier=target.word, rows=batch.num_rows, bytes=batch.nbytes):\n',
-        focus="tombstones",
+        focus="moves",
         finding="B5",
     ),
     Mutant(
@@ -184,7 +184,7 @@ FINDINGS = (
         "        if source == TierName.HOT:\n"
         "            mark = self._watermarks[partition]\n"
         "            mark.settle(record.offsets(np.array([w.version for w in sources], np.int64)))\n",
-        focus="tombstones",
+        focus="moves",
         finding="B7",
     ),
     Mutant(

@@ -45,6 +45,19 @@ ALWAYS = ("upsert", "advise", "commit")
 #: Plans that come sooner to one kind of trouble: what happens, how often, and what else is fixed.
 FOCUS: dict[str, tuple[dict[str, float], dict[str, Any]]] = {
     "tombstones": (
+        {},
+        {
+            "ids": 1,
+            "partitions": 1,
+            "pace": 40,
+            "crashes": 0,
+            "refused": 0.0,
+            "lost": 0.0,
+            "script": "upsert wait advise wait wait delete wait advise wait wait advise wait wait advise wait wait commit "
+            "wait compact wait compact wait",
+        },
+    ),
+    "moves": (
         {"upsert": 5, "delete": 4, "advise": 14, "commit": 4, "compact": 4, "upkeep": 0.5, "crash": 1},
         {"ids": 1, "partitions": 1, "pace": 25, "crashes": 2, "actions": 25, "refused": 0.0, "lost": 0.0},
     ),
