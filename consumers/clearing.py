@@ -19,6 +19,7 @@ process (R4), and the start after it finishes the work.
 from __future__ import annotations
 
 import sys
+from collections import defaultdict
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Protocol
@@ -42,7 +43,6 @@ log = structlog.get_logger()
 
 DRAIN_ROWS = 2_000  # rows of hot that leave together
 ROWS_MAX = 50_000  # rows cleared together: bounds what is listed and queued at once
-BELOW_HOT = (TierName.WARM, TierName.COLD, TierName.GLACIER)
 
 
 class Notes(Protocol):
@@ -224,15 +224,21 @@ class Clearing:
     # -- both --------------------------------------------------------------------------------------------------------
 
     async def _evict_older(self, partition: int, keys: Sequence[Location]) -> None:
-        """Evict what is queued of these ids, glacier last: a superseded tombstone there covers rows above (R5).
+        """Evict what is queued of these ids, of each the oldest first.
 
-        In the lane nothing more of them can be queued without their version changing, and then they are not cleared.
+        A newer row may cover an older one: a superseded tombstone (R5), or what a conditional delete was decided by. In
+        the lane nothing more of them can be queued without their version changing, and then they are not cleared.
         """
-        for tier in BELOW_HOT:
-            queued = [key for where in keys for key in self._index.queue.of(where.id) if key.tier == tier]
-            rows = [Location(key.id, key.version, partition, key.slot) for key in queued]
-            rows = [where for where in rows if where.slot != NO_SLOT or tier is TierName.WARM]
-            if rows:
+        while True:
+            oldest: defaultdict[TierName, list[Location]] = defaultdict(list)
+            for where in keys:
+                queued = [k for k in self._index.queue.of(where.id) if k.slot != NO_SLOT or k.tier is TierName.WARM]
+                if queued:
+                    key = min(queued, key=lambda key: key.version)
+                    oldest[key.tier].append(Location(key.id, key.version, partition, key.slot))
+            if not oldest:
+                return
+            for tier, rows in oldest.items():
                 await self._mover.discard(partition, tier, rows)
 
     def _rows(self, tier: TierName, partition: int) -> Iterator[tuple[Segment, npt.NDArray[np.intp]]]:

@@ -105,7 +105,7 @@ class Ingest:
         place = wire.Place(self.epoch, partition, self._partitions)
         with step("decode"):
             decoded = wire.decode(self._decoder, self._shape, place, messages, self.rows_max)
-        counting = self._conditional(decoded.batch, messages)
+        counting, conditional = self._conditional(decoded.batch, messages)
         ids = counting["id"].to_pylist()
         new = self._index.unknown(ids)  # nearly always: there is nothing to compare with
         newest = counting if new else record.newest(counting)
@@ -126,7 +126,7 @@ class Ingest:
         if live:
             self.counts.aged("searchable", sent_ms, self._now_ms())
         self.watermarks[partition].open(first, end, batch.num_rows + len(decoded.letters))
-        self._release(partition, masked)
+        self._release(partition, masked, _among(batch, conditional))
         await self._bury(partition, decoded.letters)
         if replayed is not None:
             await self._announce_again(partition, replayed)
@@ -158,17 +158,20 @@ class Ingest:
             return newest, None
         return newest.filter(pa.array(fresh)), newest.filter(pa.array(~fresh))
 
-    def _conditional(self, batch: pa.RecordBatch, messages: Sequence[Message]) -> pa.RecordBatch:
-        """Leave out deletes whose condition is not met: nothing depends on the log for them."""
+    def _conditional(self, batch: pa.RecordBatch, messages: Sequence[Message]) -> tuple[pa.RecordBatch, set[int]]:
+        """Leave out deletes whose condition is not met: nothing depends on the log for them.
+
+        Also returned are the versions of the deletes that had one.
+        """
         deletes = [message for message in messages if message.value is None]
         asked = {m.offset: m for m in deletes if any(name == events.IF_VERSION for name, _ in m.headers)}
         if not asked:
-            return batch
+            return batch, set()
         versions = record.versions_of(batch)
         at_offset = zip(versions.tolist(), record.offsets(versions).tolist(), strict=True)
         wanted = {version: events.condition(asked[offset]) for version, offset in at_offset if offset in asked}
         keep = conditions.met(batch["id"].to_pylist(), versions.tolist(), wanted, self._index)
-        return batch.filter(pa.array(keep))
+        return batch.filter(pa.array(keep)), set(wanted)
 
     async def _without_cleared(self, partition: int, batch: pa.RecordBatch) -> pa.RecordBatch:
         """Leave out what was cleared, and announce it again: the life before may have died before it could."""
@@ -180,18 +183,25 @@ class Ingest:
         await self._changes.publish(partition, TierName.HOT, None, "cleared", ids, versions[~keep])
         return batch.filter(pa.array(keep))
 
-    def _release(self, partition: int, masked: list[tuple[TierName, Location]]) -> None:
+    def _release(self, partition: int, masked: list[tuple[TierName, Location]], conditional: Mapping[str, int]) -> None:
         """Drop superseded rows from hot at once, queue those below (R3).
 
-        Those of hot were dirty, and R2 settles them; but a copy was not: its home is below, and settled long ago.
+        Those of hot were dirty, and R2 settles them; but a copy was not: its home is below, and settled long ago. What
+        a conditional delete (by id: its offset) supersedes stays dirty with it: a replay must find it to decide alike.
         """
+        mark = self.watermarks[partition]
         copies = [where.id for tier, where in masked if tier == TierName.HOT and self._hot.copies.holds(where)]
         self._hot.copies.evict(copies, "superseded")
         hot = [where for tier, where in masked if tier == TierName.HOT and where.id not in copies]
+        for offset in conditional.values():
+            mark.hold(offset, np.zeros(0, np.int64))
         if hot:
             self._hot.evict_now(hot)
-            versions = np.array([where.version for where in hot], np.int64)
-            self.watermarks[partition].settle(record.offsets(versions))
+            settled = np.array([where.version for where in hot if where.id not in conditional], np.int64)
+            mark.settle(record.offsets(settled))
+            for where in hot:
+                if where.id in conditional:
+                    mark.hold(conditional[where.id], record.offsets(np.array([where.version], np.int64)))
         for tier, where in masked:
             if tier != TierName.HOT:
                 self._index.queue.add(tier, where)
@@ -273,3 +283,11 @@ class Ingest:
         finally:
             for future in futures:
                 future.cancel()
+
+
+def _among(batch: pa.RecordBatch, versions: set[int]) -> dict[str, int]:
+    """Return id to offset of the rows of a batch that have one of these versions."""
+    if not versions:
+        return {}
+    pairs = zip(batch["id"].to_pylist(), batch["version"].to_pylist(), strict=True)
+    return {identifier: record.unpack_version(version)[1] for identifier, version in pairs if version in versions}

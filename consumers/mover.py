@@ -203,7 +203,7 @@ class Mover:
 
     async def evict_queued(self, partition: int, tier: TierName, limit: int) -> int:
         """Evict up to `limit` superseded rows of a partition from warm or cold (glacier's go by `compact`)."""
-        waiting = self._index.queue.list(partition, tier, limit)
+        waiting = [where for where in self._index.queue.list(partition, tier, limit) if not self._decides(where)]
         if not waiting:
             return 0
         failpoint.reach("superseded.listed", tier.word)
@@ -232,7 +232,7 @@ class Mover:
     async def compact(self, partition: int, limit: int) -> int:
         """Drop superseded rows and finished tombstones of a partition from glacier, in one commit (R5)."""
         listed = self._glacier.together(self._index.queue.list(partition, TierName.GLACIER, limit))
-        waiting = [where for where in listed if not self._covers_above(where)]
+        waiting = [where for where in listed if not self._covers_above(where) and not self._decides(where)]
         drop = [where for where in waiting if not self._is_home(TierName.GLACIER, where)]
         tombstones = self._glacier.together(self._finished_tombstones(partition, drop, limit))
         everything = [*drop, *tombstones]
@@ -255,6 +255,17 @@ class Mover:
         """Say whether an older row of the id is queued in warm or cold: a superseded tombstone still covers it (R5)."""
         others = self._index.queue.of(where.id)
         return any(key.tier != TierName.GLACIER and key.version < where.version for key in others)
+
+    def _decides(self, where: Location) -> bool:
+        """Say whether a replay may still need the row, to decide as before whether its id was deleted.
+
+        That is so while a conditional delete of the id is dirty: without the row its condition would not be met, and an
+        older row, not evicted yet, would be the newest.
+        """
+        entry = self._index.find(where.id)
+        if entry is None or not entry.deleted or entry.home != TierName.HOT:
+            return False
+        return self._watermarks[where.partition].holds(record.unpack_version(entry.version)[1])
 
     def _finished_tombstones(self, partition: int, dropping: Sequence[Location], limit: int) -> list[Location]:
         """Return tombstones at home in glacier of which nothing else is anywhere, and which no replay can meet (R5)."""

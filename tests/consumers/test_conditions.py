@@ -65,10 +65,10 @@ polls = pytest.mark.parametrize("ingested", [one_by_one, at_once])
 
 @polls
 def test_a_delete_whose_version_is_the_newest_is_a_delete(ingested):
-    """The tombstone masks the record and is a dirty row like any other."""
+    """The tombstone masks the record, and a replay begins at the record: without it the condition would not be met."""
     world = ingested("a", "-a?0")
 
-    assert ({"a": (1, True)}, 0, 1) == (shown(world), world.ingest.unmet, world.marks[P].dirty)
+    assert ({"a": (1, True)}, 0, 0) == (shown(world), world.ingest.unmet, world.marks[P].value)
 
 
 @polls
@@ -144,6 +144,42 @@ def test_where_the_record_lies_makes_no_difference(tier):
 
     assert ({"a": (1, True)}, 0) == (shown(world), len(world.hot.copies))
     world.check()
+
+
+def test_what_a_delete_was_decided_by_is_replayed_with_it():
+    """Superseded in hot, while an older version lies below: the watermark stays, and the next life decides alike."""
+    world = one_by_one("a")
+    world.finish(world.move(HOT, COLD, "a"))
+    world.take("a")
+    world.take("-a?1")
+    world.commit()
+    life = world.crash()
+    life.replay()
+
+    assert {"a": (2, True)} == shown(life)
+    life.finish(life.move(HOT, COLD, "a"))
+    assert (3, 0) == (life.marks[P].value, life.marks[P].dirty)
+
+
+@pytest.mark.parametrize("tier", [WARM, GLACIER])
+def test_what_a_delete_was_decided_by_waits_for_it_below(tier):
+    """At home below, it is not evicted before the delete is durable: an older version could outlive it."""
+    world = one_by_one("a")
+    world.finish(world.move(HOT, COLD, "a"))
+    world.take("a")
+    world.finish(world.move(HOT, tier, "a"))
+    world.take("-a?1")
+    world.commit()
+    world.finish(world.mover.evict_queued(P, WARM, 100))
+    world.finish(world.mover.compact(P, 100))
+    life = world.crash()
+    life.replay()
+
+    assert {"a": (2, True)} == shown(life)
+    life.finish(life.move(HOT, WARM, "a"))
+    life.evict_all()
+    life.finish(life.mover.compact(P, 100))
+    assert ["warm"] == life.where("a")
 
 
 def moved(world: World, random: Random) -> World:

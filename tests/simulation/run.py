@@ -1,0 +1,80 @@
+"""Runs seeds, and tells of the first that breaks a rule."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import time
+from collections.abc import Iterable
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import structlog
+
+from tests.simulation import plan
+from tests.simulation.checker import Violation
+from tests.simulation.world import World
+from tiers import index, segment
+
+SMALL = 8  # entries of a segment: so few that ids spread over several
+
+
+class Outcome(NamedTuple):
+    """What came of some seeds: how many were run, in how many CPU seconds, and the first that failed."""
+
+    seeds: int
+    seconds: float
+    failed: int | None = None
+    error: BaseException | None = None
+    trace: tuple[str, ...] = ()
+
+
+@contextmanager
+def simulated():
+    """Make the product small and silent meanwhile."""
+    former = segment.SEGMENT_ROWS
+    config = structlog.get_config()
+    segment.SEGMENT_ROWS = index.SEGMENT_ROWS = SMALL
+    structlog.configure(
+        processors=[],
+        wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL),
+        cache_logger_on_first_use=False,
+    )
+    gc.collect()
+    gc.freeze()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+        gc.unfreeze()
+        segment.SEGMENT_ROWS = index.SEGMENT_ROWS = former
+        structlog.configure(**config)
+
+
+def world(seed: int, broken: frozenset[str] = frozenset(), focus: str = "") -> World:
+    """Return the world of a seed, not yet run."""
+    return World(plan.of(seed, focus), broken)
+
+
+def search(
+    seeds: Iterable[int], broken: frozenset[str] = frozenset(), focus: str = "", seconds: float = 1e9
+) -> Outcome:
+    """Run seeds until one fails, there are no more, or the time is over."""
+    began = time.process_time()
+    count = 0
+    with simulated():
+        for seed in seeds:
+            count += 1
+            one = world(seed, broken, focus)
+            try:
+                one.run()
+            except Violation as error:
+                return Outcome(count, time.process_time() - began, seed, error, tuple(one.trace))
+            except AssertionError as error:  # the product's own
+                return Outcome(count, time.process_time() - began, seed, error, tuple(one.trace))
+            if not count % 50:
+                gc.collect()
+            if time.process_time() - began > seconds:
+                break
+    return Outcome(count, time.process_time() - began)
