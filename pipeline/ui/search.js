@@ -109,7 +109,6 @@ function fail(problem) {
 /** Wires the form. */
 export function begin() {
   asks("search", { question, draw, fail });
-  byId("search-tiers").replaceChildren(...TIERS.map((tier) => el("label", { class: "pick", "data-tier": tier }, el("input", { type: "checkbox", name: "tiers", value: tier, checked: true }), el("span", {}, tier))));
   for (const each of document.querySelectorAll("input[name=by]")) each.addEventListener("change", chosen);
   byId("random").addEventListener("click", () => {
     byId("question").value = Array.from({ length: node.dim }, () => (Math.random() * 2 - 1).toFixed(3)).join(", ");
