@@ -66,6 +66,5 @@ function begin() {
   ask("node");
 }
 
-// htmx looks at the page when it is parsed; by `load` it listens for what is asked here.
-if (document.readyState === "complete") begin();
-else window.addEventListener("load", begin, { once: true });
+// htmx looks at the page in a task that it queued before this one.
+window.addEventListener("load", () => setTimeout(begin), { once: true });

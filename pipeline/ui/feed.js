@@ -65,7 +65,9 @@ export const listen = () => window.htmx.trigger(byId("stream"), "listen");
 
 /** Wires the stream. */
 export function begin() {
+  byId("feed").append(byId("stream-template").content.cloneNode(true));
   const stream = byId("stream");
+  window.htmx.process(stream); // only now: htmx may have looked at the page before its extension for streams was there
   asks("stream", { stream: true, draw: () => broken({ status: 0 }), fail: broken });
   stream.addEventListener("htmx:sse:before:message", message);
   stream.addEventListener("htmx:sse:after:connection", () => {

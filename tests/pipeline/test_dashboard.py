@@ -9,7 +9,7 @@ from typing import Any
 
 import httpx
 import pytest
-from playwright.sync_api import Browser, Page, expect
+from playwright.sync_api import Browser, Page, Route, expect
 
 from pipeline.stack import Stack
 from pipeline.tiers_rates import rates
@@ -132,6 +132,22 @@ def test_it_is_live(page: Page, node: Live) -> None:
     for identifier in range(1_000, 1_005):
         node.do(node.memory.delete(f"id-{identifier}"))
     expect(page.locator(".tier[data-tier=glacier] .records")).to_have_text("10", timeout=SOON_MS)
+
+
+def test_scripts_may_come_in_any_time(chromium: Browser, node: Live) -> None:
+    """A slow network delivers a file late; the page waits for all of them, and then everything is wired."""
+    for late in ("hx-sse.min.js", "app.js", "feed.js"):
+        with opened(chromium, node.address, path="/healthz") as watched:
+            page = watched.page
+
+            def slowly(route: Route) -> None:
+                time.sleep(0.7)
+                route.continue_()
+
+            page.route(f"**/{late}", slowly)
+            page.goto(f"{node.address}/ui")
+            expect(page.locator("#feed-said")).to_contain_text("listening", timeout=SOON_MS)
+            expect(page.locator(".tier .records").first).not_to_have_text(NONE, timeout=SOON_MS)
 
 
 def test_a_pause_holds_the_page_still(page: Page, watched: Watched) -> None:

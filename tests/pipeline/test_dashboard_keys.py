@@ -18,7 +18,7 @@ from tests.nodes import bring, rows, small
 from tiers.tier import TierName
 
 SOON_MS = 60_000
-REFUSED = ("status of 401", "status of 403")  # what the browser itself says of an answer
+REFUSED = ("status of 401", "status of 403", "status of 404")  # what the browser itself says of an answer
 
 
 @pytest.fixture(scope="module")
@@ -62,15 +62,16 @@ def enter(page: Page, key: str) -> None:
     """Give the page a key."""
     expect(page.locator("#key")).to_be_visible(timeout=SOON_MS)
     page.get_by_label("Key", exact=True).fill(key)
-    page.get_by_role("button", name="Use it").click()
+    with page.expect_navigation(timeout=SOON_MS):  # the page begins anew
+        page.get_by_role("button", name="Use it").click()
 
 
 def test_a_key_is_asked_for_and_kept_for_the_tab(watched: Watched, node: Live) -> None:
     """Without one nothing is shown; a wrong one is refused in words; a good one is kept in the session alone."""
     page = watched.page
     expect(page.locator("#key-said")).to_contain_text("Authorization", timeout=SOON_MS)
-    assert 0 == page.locator("#share span[style]").count()
-    assert [] == [url for url in watched.urls if "/v1/tiers" in url or "/metrics" in url]
+    expect(page.locator(".tier .records").first).to_have_text("\N{EN DASH}")
+    assert [] == [url for url in watched.urls if url.endswith(("/v1/tiers", "/metrics"))]
     enter(page, "iso_0123456789ab_" + "x" * 43)
     expect(page.locator("#key-said")).to_contain_text("not known", timeout=SOON_MS)
     key = key_of(node)
@@ -103,12 +104,13 @@ def test_a_key_of_a_namespace_sees_that_alone(watched: Watched, node: Live) -> N
     page.fill("#record-id", "b/1")
     page.get_by_role("button", name="Look", exact=True).click()
     expect(page.locator("#record-said")).to_contain_text("There is no record b/1", timeout=SOON_MS)
+    expect(page.locator("#feed-said")).to_contain_text("listening", timeout=SOON_MS)
     node.do(bring(node.memory, "b/2", TierName.HOT, TierName.WARM))
     node.do(bring(node.memory, "a/2", TierName.HOT, TierName.WARM))
     expect(page.locator("#changes li")).to_have_count(1, timeout=SOON_MS)
     expect(page.locator("#changes li")).to_contain_text("a/2")
 
-    assert [] == [url for url in watched.urls if "/metrics" in url or "dead-letters" in url]
+    assert [] == [url for url in watched.urls if url.endswith("/metrics") or "dead-letters" in url]
 
 
 def test_hints_want_the_scope_operate(watched: Watched, node: Live) -> None:
