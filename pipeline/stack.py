@@ -250,9 +250,9 @@ class Stack:
 
 
 def cluster_id(chance: uuid.UUID) -> str:
-    """Return an id as Kafka's own tool makes them, without a JVM for it; none begins with a dash: it would be an option.
+    """Return an id as Kafka's own tool makes them, without a JVM for it.
 
-    The first bit is cleared for that.
+    The first bit is cleared, so that none begins with a dash: the tool would take it for an option.
     """
     return base64.urlsafe_b64encode(bytes([chance.bytes[0] & 0x7F]) + chance.bytes[1:]).decode().rstrip("=")
 

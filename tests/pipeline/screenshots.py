@@ -28,7 +28,7 @@ IMAGES = Path(__file__).parents[2] / "docs" / "images"
 QUESTION = "compress data with gzip"
 ASKED = (QUESTION, "parse command line arguments", "send an email", "open a socket", "a random number")
 BATCH = 40
-FILLED = 1_500
+FILLED = 800
 PICTURES = (
     ("dashboard-light", {"color_scheme": "light", "viewport": {"width": 1440, "height": 1180}}),
     ("dashboard-dark", {"color_scheme": "dark", "viewport": {"width": 1440, "height": 1180}}),
