@@ -70,7 +70,7 @@ export function draw(answer, rated) {
     level(tier, fullness(held));
     const limit = held.bytes_limit ? ` of ${bytes(held.bytes_limit)}` : held.rows_limit ? ` · ${count(held.rows)} of ${count(held.rows_limit)} rows` : "";
     write(made.held, `${bytes(held.bytes)}${limit}`);
-    write(made.queued, held.queued ? ` · ${count(held.queued)} wait for eviction` : "");
+    write(made.queued, held.queued ? ` · ${count(held.queued)} to evict` : "");
     write(made.into, rate(rated?.into[tier] ?? (rated ? 0 : null)));
     write(made.out, rate(rated?.out[tier] ?? (rated ? 0 : null)));
     write(made.read, rate(rated?.reads[tier]));

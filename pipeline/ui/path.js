@@ -9,9 +9,11 @@ const y = (tier) => TOP + BAND * TIERS.indexOf(tier) + BAND / 2;
 /** The stays of the record's home and of its copies: `{tier, from, to}` in ms; `to` null until now. */
 export function stays(told, now) {
   const homes = told.history.filter((step) => step.kind === "home" && step.version === told.version && step.to);
-  const born = homes.length ? Math.min(Date.parse(homes[0].at), now - told.age_s * 1000) : now - told.age_s * 1000;
-  const first = homes[0]?.from ?? (homes.length ? "hot" : told.tier);
-  const found = [{ tier: first, from: born, to: null }];
+  const born = now - told.age_s * 1000;
+  if (!homes.length && told.tier !== "hot") { // the topic tells nothing of it: what is known is its last move, if that
+    return [{ tier: told.tier, from: told.last_move ? Date.parse(told.last_move.at) : born, to: null }];
+  }
+  const found = [{ tier: homes[0]?.from ?? "hot", from: Math.min(born, homes.length ? Date.parse(homes[0].at) : now), to: null }];
   for (const step of homes) {
     if (step.to === found.at(-1).tier) continue;
     found.at(-1).to = Date.parse(step.at);

@@ -29,9 +29,10 @@ QUESTION = "compress data with gzip"
 ASKED = (QUESTION, "parse command line arguments", "send an email", "open a socket", "a random number")
 BATCH = 40
 FILLED = 800
+WATCHED_MS = 40_000
 PICTURES = (
-    ("dashboard-light", {"color_scheme": "light", "viewport": {"width": 1440, "height": 1180}}),
-    ("dashboard-dark", {"color_scheme": "dark", "viewport": {"width": 1440, "height": 1180}}),
+    ("dashboard-light", {"color_scheme": "light", "viewport": {"width": 1270, "height": 840}}),
+    ("dashboard-dark", {"color_scheme": "dark", "viewport": {"width": 1270, "height": 840}}),
     ("dashboard-narrow", {"color_scheme": "dark", "viewport": {"width": 390, "height": 844}}),
 )
 
@@ -132,7 +133,7 @@ def picture(chromium: Browser, address: str, file: Path, options: dict[str, obje
     """Look for a while, search, look at a hit that has come down, and take the picture."""
     with opened(chromium, address, **options) as watched:
         page: Page = watched.page
-        page.wait_for_timeout(40_000)
+        page.wait_for_timeout(WATCHED_MS)
         page.fill("#question", QUESTION)
         page.get_by_role("button", name="Search").click()
         page.locator(".hit").first.wait_for()
