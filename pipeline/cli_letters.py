@@ -33,11 +33,11 @@ def list_letters(
 
     Example: isotherm dead-letters list --reason vector_dim
     """
-    from pipeline.dead_letters import newest
+    from pipeline.dead_letters import newest, shown
 
     found = run_async(newest(settings_from(config, given), limit, scan, reason))
     if as_json:
-        print(json.dumps([_plain(listed) for listed in found]))
+        print(json.dumps([shown(listed) for listed in found]))
         return
     for listed in found:
         letter = listed.letter
@@ -62,7 +62,7 @@ def show_letter(
 
     Example: isotherm dead-letters show 0:42
     """
-    from pipeline.dead_letters import one
+    from pipeline.dead_letters import one, shown
 
     listed = run_async(one(settings_from(config, given), position))
     if listed is None:
@@ -71,7 +71,7 @@ def show_letter(
     if raw:
         sys.stdout.buffer.write(listed.letter.value or b"")
         return
-    whole = _plain(listed) | {"value": _readable(listed.letter.value)}
+    whole = shown(listed) | {"value": _readable(listed.letter.value)}
     print(json.dumps(whole) if as_json else json.dumps(whole, indent=2, ensure_ascii=False))
 
 
@@ -119,29 +119,6 @@ def replay_letters(
             print(f"{one['position']}  not sent: {one['why']}")
         print(f"{'would send' if dry_run else 'sent'} {len(sent)}, not sent {len(kept)}")
     sys.exit(1 if kept else 0)
-
-
-def _plain(listed: Any) -> dict[str, Any]:
-    from tiers.record import namespace
-
-    letter = listed.letter
-    key = letter.key.decode("utf-8", "backslashreplace") if letter.key is not None else None
-    return {
-        "position": listed.position,
-        "at": listed.at,
-        "reason": letter.reason,
-        "error": letter.error,
-        "topic": letter.topic,
-        "partition": letter.partition,
-        "offset": letter.offset,
-        "row": letter.row,
-        "key": key,
-        "namespace": namespace(key) if key is not None else None,
-        "headers": {name: (item or b"").decode("utf-8", "backslashreplace") for name, item in letter.headers},
-        "bytes": len(letter.value or b""),
-        "sha256": letter.sha256,
-        "replayed": listed.replayed,
-    }
 
 
 def _readable(value: bytes | None) -> Any:

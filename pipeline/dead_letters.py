@@ -9,25 +9,28 @@ the same record once more. What would be refused again under the present setting
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient
-from aiokafka.errors import KafkaConnectionError
+from aiokafka.errors import KafkaConnectionError, KafkaError
 
+from consumers.connected import connected
 from pipeline.settings import Settings
 from producers import columns, judge, letters, wire
 from producers.decoder import Embed, EventDecoder, kind_of
 from producers.events import ARROW_TYPE, Message, Topics
 from producers.letters import Found
-from producers.publisher import Publisher, missing
+from producers.publisher import Publisher
+from producers.security import unreachable
 from tiers import record
 from tiers.errors import InvalidRecord, ServiceMissing
 
+FETCH_BYTES = 8 * 1024 * 1024
 READ_MS = 5_000  # without a message for so long, what is in reach has been read
 
 
@@ -61,7 +64,7 @@ def parse_position(text: str) -> tuple[int, int]:
 async def _partitions(settings: Settings) -> list[TopicPartition]:
     """Return the partitions of the dead-letter topic; ServiceMissing when it, or the broker, is not there."""
     topic = Topics.under(settings.kafka.prefix).dead_letters
-    admin = AIOKafkaAdminClient(bootstrap_servers=settings.kafka.bootstrap)
+    admin = AIOKafkaAdminClient(**settings.kafka.client())
     try:
         await admin.start()
         if topic not in await admin.list_topics():
@@ -70,25 +73,10 @@ async def _partitions(settings: Settings) -> list[TopicPartition]:
             )
         (found,) = await admin.describe_topics([topic])
     except KafkaConnectionError as error:
-        raise missing(settings.kafka.bootstrap) from error
+        raise await unreachable(settings.kafka.bootstrap, settings.kafka.security) from error
     finally:
         await admin.close()
     return [TopicPartition(topic, number) for number in sorted(at["partition"] for at in found["partitions"])]
-
-
-@asynccontextmanager
-async def _consumer(settings: Settings) -> AsyncIterator[AIOKafkaConsumer]:
-    consumer = AIOKafkaConsumer(
-        bootstrap_servers=settings.kafka.bootstrap,
-        enable_auto_commit=False,
-        auto_offset_reset="none",
-        fetch_max_bytes=8 * 1024 * 1024,
-    )
-    await consumer.start()
-    try:
-        yield consumer
-    finally:
-        await consumer.stop()
 
 
 async def _read(consumer: AIOKafkaConsumer, assigned: list[TopicPartition], scan: int) -> tuple[list[Listed], set[str]]:
@@ -123,11 +111,40 @@ def _sort(position: str, message: object, found: list[Listed], replayed: set[str
     found.append(Listed(position, message.timestamp, letter))  # type: ignore[attr-defined]
 
 
+def shown(listed: Listed) -> dict[str, Any]:
+    """Return a letter as it is shown: everything but its value."""
+    letter = listed.letter
+    key = _text(letter.key) if letter.key is not None else None
+    return {
+        "position": listed.position,
+        "at": listed.at,
+        "reason": letter.reason,
+        "error": letter.error,
+        "topic": letter.topic,
+        "partition": letter.partition,
+        "offset": letter.offset,
+        "row": letter.row,
+        "key": key,
+        "namespace": record.namespace(key) if key is not None else None,
+        "headers": {name: _text(item or b"") for name, item in letter.headers},
+        "bytes": len(letter.value or b""),
+        "sha256": letter.sha256,
+        "replayed": listed.replayed,
+    }
+
+
+def _text(value: bytes) -> str:
+    return value.decode("utf-8", "backslashreplace")
+
+
 async def newest(settings: Settings, limit: int, scan: int, reason: str | None = None) -> list[Listed]:
     """Return the newest `limit` letters (of that reason) among the newest `scan` messages, oldest first."""
-    assigned = await _partitions(settings)
-    async with _consumer(settings) as consumer:
-        found, replayed = await _read(consumer, assigned, scan)
+    try:
+        assigned = await _partitions(settings)
+        async with connected(settings.kafka, fetch_max_bytes=FETCH_BYTES) as consumer:
+            found, replayed = await _read(consumer, assigned, scan)
+    except KafkaError as error:
+        raise ServiceMissing(f"the dead-letter topic cannot be read: {error!r}") from error
     chosen = [listed for listed in found if reason in (None, listed.letter.reason)]
     chosen.sort(key=lambda listed: (listed.at, *parse_position(listed.position)))
     return [replace(listed, replayed=listed.position in replayed) for listed in chosen[-limit:]]
@@ -139,7 +156,7 @@ async def one(settings: Settings, position: str) -> Listed | None:
     tp = next((tp for tp in await _partitions(settings) if tp.partition == partition), None)
     if tp is None:
         return None
-    async with _consumer(settings) as consumer:
+    async with connected(settings.kafka, fetch_max_bytes=FETCH_BYTES) as consumer:
         consumer.assign([tp])
         begin, end = (await consumer.beginning_offsets([tp]))[tp], (await consumer.end_offsets([tp]))[tp]
         if not begin <= offset < end:

@@ -14,6 +14,9 @@ SSE_TYPE = "text/event-stream"
 TEXT_TYPE = "text/plain"
 METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 HTML_TYPE = "text/html"
+SCRIPT_TYPE = "text/javascript"
+STYLE_TYPE = "text/css"
+SVG_TYPE = "image/svg+xml"
 
 OPEN, READ, WRITE, OPERATE = "open", "read", "write", "operate"
 SCOPES = (OPEN, READ, WRITE, OPERATE)
@@ -97,4 +100,8 @@ KINDS = Parameter(
 )
 TOUCHED = Parameter("tiers", "query", list[Tier], "Only changes from or to one of these", ["cold"], several=True)
 REASONS = Parameter("reasons", "query", NAMES, "Only changes for one of these reasons", ["age"], several=True)
+FILE = Parameter("file", "path", str, "A file that the page names", "app.js")
+LETTERS_MAX = 100
+NEWEST = Parameter("limit", "query", Annotated[int, Meta(ge=1, le=LETTERS_MAX)], "The newest so many; 20 if absent", 20)
+REASON = Parameter("reason", "query", str, "Only letters with this reason", "vector_dim")
 SPACES = Parameter("namespaces", "query", NAMES, "Only ids of these namespaces", ["default"], several=True)

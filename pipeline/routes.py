@@ -14,9 +14,10 @@ from consumers.selection import Selection
 from consumers.subscribe import decode_cursor
 from pipeline.answers import answer_json
 from pipeline.app import now_ms
-from pipeline.auth import principal_of
+from pipeline.auth import SCOPES, principal_of
 from pipeline.body import read_body
-from pipeline.descriptions import Descriptions
+from pipeline.dashboard import dashboard
+from pipeline.descriptions import descriptions
 from pipeline.edge import Edge
 from pipeline.feed import ChangeFeed
 from pipeline.guard import Guard, keyring_of
@@ -25,6 +26,7 @@ from pipeline.manager import MemoryManager
 from pipeline.metrics import Metrics
 from pipeline.operation import METRICS_TYPE
 from pipeline.problems import problem
+from pipeline.routes_letters import Letterbox
 from pipeline.routes_operate import Operator
 from pipeline.routes_publish import Publishing
 from pipeline.routes_read import Reads
@@ -62,7 +64,10 @@ class Gateway:
                 "healthz": self.healthz,
                 "readyz": self.readyz,
                 "metrics": self.metrics,
-                **Descriptions(self._settings).handlers(),
+                "key": self.key,
+                **Letterbox(self._settings).handlers(),
+                **descriptions(self._settings),
+                **dashboard(),
             },
             Guard(self._settings.gateway, self.keyring),
         )
@@ -99,6 +104,14 @@ class Gateway:
             return None if allowed is None else wanted(allowed)
 
         return ChangeStream(self.feed, self._settings.gateway, start, shown)
+
+    async def key(self, request: Request) -> Response:
+        """GET /v1/key: what the key of this request may do."""
+        principal = principal_of(request)
+        spaces = None if principal.namespaces is None else sorted(principal.namespaces)
+        return answer_json(
+            {"key_id": principal.key_id, "scopes": [s for s in SCOPES if s in principal.scopes], "namespaces": spaces}
+        )
 
     # -- the process -------------------------------------------------------------------------------------------------
 

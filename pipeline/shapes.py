@@ -340,6 +340,44 @@ class Why(_Answer):
     looked: Looked
 
 
+class KeyRights(_Answer):
+    """What a key may do; `namespaces` null means all, `key_id` "" whoever is trusted without a key."""
+
+    key_id: str
+    scopes: list[Literal["read", "write", "operate"]]
+    namespaces: list[str] | None
+
+
+class ShownLetter(_Answer):
+    """An input that could not be applied. `row` of an Arrow message (null: the whole); `sha256` where it was too large.
+
+    `value` is how its `bytes` begin, as text; null where there are none.
+    """
+
+    position: Annotated[str, Meta(description="partition:offset of the dead-letter topic")]
+    at: When
+    reason: str
+    error: str
+    topic: str
+    partition: int
+    offset: int
+    row: int | None
+    key: str | None
+    namespace: str | None
+    headers: dict[str, str]
+    bytes: int
+    sha256: str | None
+    replayed: Annotated[bool, Meta(description="It was sent again")]
+    value: str | None
+
+
+class Letters(_Answer):
+    """The newest dead letters, of the newest `scanned` messages of each partition of their topic."""
+
+    letters: list[ShownLetter]
+    scanned: int
+
+
 class Table(_Answer):
     """What a statement found; `truncated` when sql.rows_max or sql.bytes_max cut it."""
 

@@ -20,6 +20,7 @@ from redis.asyncio import Redis
 
 from consumers import subscribe_changes
 from pipeline import MemoryManager, Query
+from pipeline.dead_letters import newest
 from pipeline.settings import Settings
 from pipeline.stack import HOST, Stack
 from producers import MemoryProducer
@@ -144,6 +145,18 @@ async def test_a_node_lives_on_the_documented_rights(node: Settings, servers: Se
         }
     granted = {word.removeprefix("+") for word in secured.block("redis").split() if word.startswith("+")}
     assert set() == granted - called, "a right that nothing uses"
+
+
+async def test_dead_letters_are_read_by_the_same_user(node: Settings) -> None:
+    """Over TLS with the node's own credentials; `isotherm dead-letters` needs no right that a node has not."""
+    async with MemoryManager.open(node) as memory, Publisher(node.kafka) as publisher:
+        await memory.ready()
+        before = sum(memory.node.ingest.letters.values())
+        await publisher.send(memory.node.topics.memories, b"no JSON", b"bad-one", 0)
+        await until(lambda: sum(memory.node.ingest.letters.values()) > before)
+        found = await newest(node, 10, 1_000)
+
+    assert b"bad-one" == found[-1].letter.key
 
 
 async def _all_in_warm(memory: MemoryManager, count: int) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
+import uuid
 from contextlib import suppress
 from pathlib import Path
 
@@ -16,9 +17,19 @@ from obstore.store import S3Store
 from redis.asyncio import Redis
 
 from pipeline import kafka_jars, seaweed
-from pipeline.stack import Stack
+from pipeline.stack import Stack, cluster_id
 from tiers.credentials import Keys
 from tiers.errors import ServiceMissing
+
+
+@pytest.mark.unit
+def test_a_cluster_has_an_id_of_kafkas_form() -> None:
+    """22 characters of base64url, another for each draw, and never an option of the tool that takes it."""
+    assert "AAAAAAAAAAAAAAAAAAAAAQ" == cluster_id(uuid.UUID(int=1))
+    assert "f" == cluster_id(uuid.UUID(int=2**128 - 1))[0]
+    found = {cluster_id(uuid.uuid4()) for _ in range(2_000)}
+    assert (2_000, {22}) == (len(found), {len(each) for each in found})
+    assert not [each for each in found if each.startswith("-")]
 
 
 async def create(address: str, topic: str) -> None:
