@@ -86,9 +86,7 @@ def _message(message: Json) -> Iterator[str]:
     headers = message.get("headers", {}).get("properties", {})
     if headers:
         yield from ["| header | value | |", "|---|---|---|"]
-        yield from [
-            f"| `{name}` | {_type(each)} | {cell(each.get('description', ''))} |" for name, each in headers.items()
-        ]
+        yield from [f"| `{name}` | {_type(each)} | {_said(each)} |" for name, each in headers.items()]
         yield ""
 
 
@@ -101,9 +99,13 @@ def _types(schemas: dict[str, Json]) -> Iterator[str]:
             yield from ["| field | type | |", "|---|---|---|"]
         for field, each in fields.items():
             needed = "" if field in schema.get("required", ()) else " (optional)"
-            yield f"| `{field}`{needed} | {_type(each)} | {cell(each.get('description', ''))} |"
+            yield f"| `{field}`{needed} | {_type(each)} | {_said(each)} |"
         if fields:
             yield ""
+
+
+def _said(schema: Json | bool) -> str:
+    return "" if isinstance(schema, bool) else cell(schema.get("description", ""))
 
 
 def _type(schema: Json | bool) -> str:
