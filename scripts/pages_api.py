@@ -111,7 +111,7 @@ def _said(schema: Json | bool) -> str:
 def _type(schema: Json | bool) -> str:
     """Return a schema in a few words, with a link to what has a name; true is anything."""
     if isinstance(schema, bool):
-        return "any" if schema else "never"
+        return "anything" if schema else "must not be there"
     if "$ref" in schema:
         name = schema["$ref"].rpartition("/")[2]
         return f"[{name}](#{name.lower()})"
