@@ -30,7 +30,7 @@ def pages(nav: list[Any], section: str = "") -> Iterator[tuple[str, str]]:
             yield section, entry
         else:
             for name, inner in entry.items():
-                yield from pages(inner if isinstance(inner, list) else [inner], name)
+                yield from pages(inner, name) if isinstance(inner, list) else [(section, inner)]
 
 
 def told(text: str) -> tuple[str, str]:
