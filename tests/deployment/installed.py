@@ -7,6 +7,7 @@ it, which root may make.
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -15,7 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from tests.deployment.compose import ROOT, image_environment
+from tests.deployment.compose import DOCKERFILE, ROOT, image_environment
 
 USER = 10001
 AS_USER = f"setpriv --reuid {USER} --regid {USER} --clear-groups --no-new-privs --bounding-set=-all --inh-caps=-all --"
@@ -34,10 +35,23 @@ def why_not() -> str:
     return f"may not make namespaces: {tried.stderr.strip()}" if tried.returncode else ""
 
 
+def copied() -> list[str]:
+    """Return what the Dockerfile copies from the checkout; the lock is core's."""
+    lines = re.findall(r"^COPY (?!--from)(.*)$", DOCKERFILE.replace("${LOCK}", "locks/core.txt"), re.MULTILINE)
+    return [source for line in lines for source in line.split()[:-1]]
+
+
 def build(folder: Path) -> Path:
-    """Build the wheel with the locked backend; no network."""
+    """Build the wheel from what the Dockerfile copies, and nothing else, with the locked backend; no network."""
+    source = folder / "src"
+    for name in copied():
+        (source / name).parent.mkdir(parents=True, exist_ok=True)
+        if (ROOT / name).is_dir():
+            shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy(ROOT / name, source / name)
     command = [sys.executable, "-m", "pip", "wheel", "-q", "--disable-pip-version-check", "--no-index", "--no-deps"]
-    subprocess.run([*command, "--no-build-isolation", "--wheel-dir", str(folder), str(ROOT)], check=True, timeout=120)
+    subprocess.run([*command, "--no-build-isolation", "--wheel-dir", str(folder), str(source)], check=True, timeout=120)
     (wheel,) = folder.glob("isotherm-*.whl")
     return wheel
 

@@ -18,7 +18,7 @@ import pytest
 from pipeline.ports import _free
 from pipeline.stack import Stack
 from tests.deployment.compose import COMPOSE, DOCKERFILE, ROOT, merged, seconds
-from tests.deployment.installed import Installed, build, installed, why_not
+from tests.deployment.installed import Installed, build, copied, installed, why_not
 
 REASON = why_not()
 as_the_image = pytest.mark.skipif(bool(REASON), reason=REASON or "can be run")
@@ -62,11 +62,9 @@ def test_the_wheel_has_what_is_no_code(tmp_path):
 def test_the_build_takes_only_what_is_let_in():
     """Each source that the Dockerfile copies exists, and .dockerignore lets it through."""
     let_in = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
-    for line in re.findall(r"^COPY (?!--from)(.*)$", DOCKERFILE.replace("${LOCK}", "locks/core.txt"), re.MULTILINE):
-        *sources, _ = line.split()
-        for source in sources:
-            assert (ROOT / source).exists(), source
-            assert source.partition("/")[0] in let_in, source
+    for source in copied():
+        assert (ROOT / source).exists(), source
+        assert source.partition("/")[0] in let_in, source
 
 
 @as_the_image

@@ -82,3 +82,18 @@ def test_what_make_check_runs_says_one_of_both():
     )
 
     assert re.search("not audited: |audited on |known vulnerabilities on ", done.stderr), done.stderr
+
+
+def pinned(name: str) -> dict[str, str]:
+    """Return the packages of a lock and their versions."""
+    return dict(re.findall(r"^([\w.-]+)(?:\[.*\])?==([\w.]+)", (ROOT / "locks" / name).read_text(), re.MULTILINE))
+
+
+def test_an_image_installs_the_versions_that_are_tested():
+    """The backend that builds the wheel is the tests' own, and the GPU's lock is core's with CuPy and CUDA."""
+    core, gpu, build, dev = (pinned(name) for name in ("core.txt", "gpu.txt", "build.txt", "dev.txt"))
+
+    assert {} == {name: version for name, version in core.items() if gpu.get(name) != version}
+    assert {} == {name: version for name, version in build.items() if dev.get(name, version) != version}
+    assert "hatchling" in build
+    assert "cupy-cuda12x" in gpu
