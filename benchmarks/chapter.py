@@ -65,7 +65,7 @@ class Chapter(NamedTuple):
 # {self.title}
 
 Written by `python -m benchmarks.page` from `{(RESULTS / self.result).as_posix()}`; not to be edited.
-[benchmarks/README.md](../benchmarks/README.md) says what is measured and how, and what is not.
+`benchmarks/README.md` says what is measured and how, and what is not.
 
 Commit `{result["commit"][:12]}`{" with changes" if result["dirty"] else ""}; {host["cpu"]}, {host["cores"]} cores,
 {host["memory_gb"]} GB, one-minute load {host["load_1min_at_start"]} at the start; {self.about(result)}

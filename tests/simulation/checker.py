@@ -128,7 +128,7 @@ class Checker:
         for row in physical:
             if row not in homes and not self._queued(life, *row):
                 raise Violation(f"R3: nobody knows of {row[1]} version {row[2]} in {row[0].word}")
-        if in_hot != int(np.count_nonzero(life.hot._alive)):
+        if in_hot != int(np.count_nonzero(life.hot.columns.alive)):
             raise Violation("R3: hot holds a row that the index does not show")
 
     def _now(self, life: Life, entry: Entry) -> int:
