@@ -5,19 +5,21 @@ On a GPU they share one product, whatever rows each may see. A question that was
 
 from __future__ import annotations
 
-import asyncio
 from collections import deque
-from concurrent.futures import Future
-from typing import NamedTuple
+from dataclasses import dataclass
 
 from tiers.device import Arena
 from tiers.part import Ask, Nearest
 from tiers.worker import SerialExecutor
 
 
-class _Waiting(NamedTuple):
+@dataclass(eq=False, slots=True)
+class _Waiting:
+    """A question, and what came of it."""
+
     ask: Ask
-    answer: Future[list[Nearest]]
+    answer: list[Nearest] | BaseException | None = None
+    given_up: bool = False
 
 
 class Together:
@@ -29,19 +31,22 @@ class Together:
 
     async def best(self, ask: Ask) -> list[Nearest]:
         """Return what the arena answers for each question; TierUnavailable, DeviceLost."""
-        waiting = _Waiting(ask, Future())
+        waiting = _Waiting(ask)
         self._waiting.append(waiting)
-        self._thread.start(self._turn)
-        return await asyncio.wrap_future(waiting.answer)
+        try:
+            await self._thread.run(self._turn)  # in order: by its end an earlier turn or this one has answered
+        finally:
+            waiting.given_up = True
+        if isinstance(waiting.answer, BaseException):
+            raise waiting.answer
+        assert waiting.answer is not None, "a turn answers all that waited before it"
+        return waiting.answer
 
     def _turn(self) -> None:
         group: list[_Waiting] = []
-        while len(group) < self._arena.asks_max:
-            try:
-                waiting = self._waiting.popleft()
-            except IndexError:
-                break
-            if waiting.answer.set_running_or_notify_cancel():
+        while len(group) < self._arena.asks_max and self._waiting:
+            waiting = self._waiting.popleft()
+            if not waiting.given_up:
                 group.append(waiting)
         if not group:
             return
@@ -49,7 +54,7 @@ class Together:
             found = self._arena.best([waiting.ask for waiting in group])
         except BaseException as error:  # noqa: BLE001 - whatever it is, it is the answer to each
             for waiting in group:
-                waiting.answer.set_exception(error)
+                waiting.answer = error
             return
         for waiting, answer in zip(group, found, strict=True):
-            waiting.answer.set_result(answer)
+            waiting.answer = answer

@@ -30,10 +30,6 @@ class SerialExecutor:
         """Start `job` and return its future, which the caller awaits."""
         return asyncio.get_running_loop().run_in_executor(self._pool, lambda: job(*args, **kwargs))
 
-    def start(self, job: Callable[[], None]) -> None:
-        """Start `job`, which answers by itself, from any thread."""
-        self._pool.submit(job)
-
     async def ahead(self, jobs: Iterable[Callable[[], T]]) -> AsyncGenerator[T]:
         """Yield what each job returns, in order; the next one runs while the caller works on what it was given."""
         coming = None
