@@ -9,6 +9,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 import yaml
 
@@ -178,6 +179,9 @@ async def test_a_node_starts_on_these_servers_and_the_doctor_finds_nothing(tmp_p
                 },
             )
             await until(lambda: doctor_machine.anyone("127.0.0.1", ports[0]))
+            health = services["s3"]["healthcheck"]["test"][-1].replace(":8333/", f":{ports[0]}/")
+            async with httpx.AsyncClient() as http:
+                assert 200 == (await http.get(health)).status_code
             async with MemoryManager.open(settings) as memory:
                 await memory.ready()
                 found = {finding.check: finding for finding in await examine(settings) if finding.level is Level.ERROR}
