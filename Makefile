@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SETUP := $(VENV)/.setup
 
-.PHONY: setup demo test fuzz check bench lock clean system
+.PHONY: setup demo test fuzz chaos check bench lock clean system
 .DEFAULT_GOAL := help
 
 help:
@@ -35,6 +35,10 @@ test: setup check
 ## make fuzz    schemathesis against a live gateway, FUZZ_S seconds (900 if not given), another seed each time
 fuzz: setup
 	ISOTHERM_FUZZ_S=$${FUZZ_S:-900} $(BIN)/python -m pytest -s tests/pipeline/test_fuzz.py
+
+## make chaos   kill the real system KILLS times (1000 if not given) and check that nothing acknowledged is ever missing
+chaos: setup
+	$(BIN)/python -m tests.chaos --kills $${KILLS:-1000} --seed $${SEED:-1}
 
 ## make check   format, lint, types, import rules
 check: setup

@@ -107,10 +107,10 @@ async def _settle(world: World, outcome: Outcome) -> None:
         outcome.tally.failures.append(f"the last node did not answer: {node.said()[-1500:]!r}")
         return
     async with httpx.AsyncClient(base_url=node.address, timeout=60) as http:
-        at_rest = await _rest(http, checker.ledger)
+        at_rest = await rest(http, checker.ledger)
         if not at_rest:
             outcome.tally.failures.append(f"not at rest after {SETTLE_S} s")
-        await _sweep(http, checker)
+        await sweep(http, checker)
     node.signal(signal.SIGTERM)
     await node.dies(60)
     if not node.dead or node.death.result():
@@ -120,7 +120,7 @@ async def _settle(world: World, outcome: Outcome) -> None:
     outcome.held = await audit(checker, servers.kafka, servers.redis, PREFIX, world.directory / "node", PARTITIONS)
 
 
-async def _rest(http: httpx.AsyncClient, ledger: Ledger) -> bool:
+async def rest(http: httpx.AsyncClient, ledger: Ledger) -> bool:
     """Wait until everything acknowledged is applied and nothing superseded waits."""
     deadline = time.monotonic() + SETTLE_S
     while time.monotonic() < deadline:
@@ -133,7 +133,7 @@ async def _rest(http: httpx.AsyncClient, ledger: Ledger) -> bool:
     return False
 
 
-async def _sweep(http: httpx.AsyncClient, checker: Checker) -> None:
+async def sweep(http: httpx.AsyncClient, checker: Checker) -> None:
     """Ask for every id, and for the listing of all."""
     ids = sorted(checker.ledger.events)
     for start in range(0, len(ids), 500):
