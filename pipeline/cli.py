@@ -113,7 +113,7 @@ def _print_up(stack: Any, address: str, as_json: bool) -> None:
         return
     for service in stack.services:
         print(f"{service.software} {service.version}: {service.address}")
-    print(f"gateway: {address}\nCtrl-C stops everything; the data stays.", flush=True)
+    print(f"gateway: {address}\ndashboard: {address}/ui\nCtrl-C stops everything; the data stays.", flush=True)
 
 
 @app.command()
