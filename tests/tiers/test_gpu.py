@@ -1,6 +1,6 @@
 """Hot on a real GPU: `pytest -m gpu`. Without one these fail, and are not collected unless asked for.
 
-They need CuPy, pyarrow, msgspec, structlog, google-crc32c, hypothesis, pytest-asyncio and pytest-timeout, and no server:
+They need CuPy, pyarrow, msgspec, structlog, google-crc32c, hypothesis, pytest-asyncio and pytest-timeout, no server:
 
     pytest -m gpu --noconftest tests/tiers/test_gpu.py     # on a machine that has nothing else of the project's
 """
