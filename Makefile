@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SETUP := $(VENV)/.setup
 
-.PHONY: setup demo test fuzz check bench lock clean system
+.PHONY: setup demo test fuzz check bench bench-gpu lock clean system
 .DEFAULT_GOAL := help
 
 help:
@@ -46,6 +46,10 @@ check: setup
 ## make bench   searches and reads measured against what is promised: a slice of two minutes
 bench: setup
 	$(BIN)/python -m benchmarks.search --quick
+
+## make bench-gpu   hot on a GPU, against the device's own speeds and others: eight minutes; needs CuPy and nothing of setup
+bench-gpu:
+	$(or $(wildcard $(BIN)/python),$(PYTHON)) -m benchmarks.gpu --minutes $${GPU_MINUTES:-8} --out $${GPU_OUT:-benchmarks/results/gpu.json}
 
 ## make lock    pin everything anew: Python packages and Kafka's jars
 lock: system
