@@ -38,7 +38,7 @@ DIM, K, MARGIN = 256, 10, 32
 class Size(NamedTuple):
     """How much is measured."""
 
-    slab_rows: int = 8_192
+    slab_rows: int = 65_536  # few enough slabs that the host has little to say of them
     rows: tuple[int, ...] = (100_000, 1_000_000, 10_000_000)
     share: float = 0.8  # of the memory that is free, for the largest
     questions: tuple[int, ...] = (1, 8, 64, 1_024)

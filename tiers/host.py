@@ -8,9 +8,7 @@ import numpy as np
 
 from tiers import score
 from tiers.arrays import Floats, Int64s
-from tiers.part import Ask, Nearest, Shape
-
-NOTHING = Nearest(np.zeros(0, np.intp), np.zeros(0, np.float32))
+from tiers.part import Ask, Nearest, Part, Shape
 
 
 class HostArena:
@@ -24,6 +22,7 @@ class HostArena:
         rows = shape.slabs * shape.slab_rows
         self._vectors: Floats = np.zeros((rows, shape.dim), np.float32)
         self._scale: Floats = np.zeros(rows, np.float32)
+        self._values: Floats = np.empty(rows, np.float32)  # of one question; one thread asks
 
     def put(self, start: int, vectors: Floats) -> None:
         """See Arena."""
@@ -36,22 +35,48 @@ class HostArena:
         return [[self._best(ask, question) for question in ask.questions] for ask in asks]
 
     def _best(self, ask: Ask, question: Floats) -> Nearest:
-        """Return the best of all parts; what is no better than the k best so far is left out before it is sorted."""
-        k, best = ask.k, NOTHING
-        for part in ask.parts:
-            start = part.slab * self._rows
-            matrix, scale = self._vectors[start : start + part.fill], self._scale[start : start + part.fill]
-            wanted = part.wanted[: part.fill]
-            if part.size * score.SPARSE < part.fill:
-                at, values = score.nearest(matrix, scale, wanted, question, k)
-            else:
-                values = np.vecdot(matrix, question)
-                values *= scale
-                better = wanted & (values > best.values[k - 1]) if len(best.values) >= k else wanted
-                at = score.top(values, better, k)
-                values = values[at]
-            best = merged(best, Nearest(at + start, values), k)
-        return best
+        """Return the best of all parts: first all values, one part after another, then the k highest of them."""
+        parts, at = ask.parts, 0
+        ends = np.cumsum([part.fill for part in parts])
+        while at < len(parts):
+            upto = self._stretch(parts, at)
+            begin, end = int(ends[at]) - parts[at].fill, int(ends[upto - 1])
+            self._fill(self._values[begin:end], parts[at:upto], question)
+            at = upto
+        values = self._values[: ends[-1]] if parts else self._values[:0]
+        found = score.highest(values, ask.k)
+        of = np.searchsorted(ends, found, side="right")
+        slots = np.array([part.slab * self._rows + part.fill for part in parts], np.intp) - ends
+        return Nearest(found + slots[of], values[found])
+
+    def _stretch(self, parts: Sequence[Part], at: int) -> int:
+        """Return the end of the parts from `at` on that lie side by side and are read whole, in one call of NumPy."""
+        upto = at + 1
+        while (
+            upto < len(parts)
+            and parts[upto].slab == parts[upto - 1].slab + 1
+            and parts[upto - 1].fill == self._rows
+            and not _sparse(parts[upto - 1])
+            and not _sparse(parts[upto])
+        ):
+            upto += 1
+        return upto
+
+    def _fill(self, values: Floats, parts: Sequence[Part], question: Floats) -> None:
+        """Write the values of adjacent parts; -inf where a row is not wanted."""
+        start = parts[0].slab * self._rows
+        matrix, scale = self._vectors[start : start + len(values)], self._scale[start : start + len(values)]
+        if _sparse(parts[0]):
+            rows = np.flatnonzero(parts[0].wanted[: len(values)])
+            values.fill(-np.inf)
+            values[rows] = np.vecdot(matrix[rows], question) * scale[rows]
+            return
+        np.vecdot(matrix, question, out=values)
+        values *= scale
+        for number, part in enumerate(parts):
+            if part.size < part.fill:
+                here = values[number * self._rows : number * self._rows + part.fill]
+                np.copyto(here, -np.inf, where=~part.wanted[: part.fill])
 
     def vectors(self, slots: Int64s) -> Floats | None:
         """See Arena."""
@@ -63,10 +88,6 @@ class HostArena:
         return {}
 
 
-def merged(one: Nearest, other: Nearest, k: int) -> Nearest:
-    """Return the k best of both, ties by slot."""
-    if not len(other.slots):
-        return one
-    slots, values = np.concatenate([one.slots, other.slots]), np.concatenate([one.values, other.values])
-    order = np.lexsort((slots, -values))[:k]
-    return Nearest(slots[order], np.asarray(values[order], np.float32))
+def _sparse(part: Part) -> bool:
+    """Say whether so few rows are wanted that gathering them reads less."""
+    return part.size * score.SPARSE < part.fill

@@ -60,3 +60,17 @@ def top(values: Floats, mask: npt.NDArray[np.bool_], k: int) -> npt.NDArray[np.i
         keep = found >= threshold
         rows, found = rows[keep], found[keep]
     return rows[np.argsort(-found, kind="stable")][:k]
+
+
+BLOCK = 64  # values whose highest is looked at first
+
+
+def highest(values: Floats, k: int) -> npt.NDArray[np.intp]:
+    """Return the positions of the k highest `values` beyond -inf, highest first, ties by position.
+
+    The k-th highest of the blocks' own highest is a value that k reach: what is below it need not be looked at.
+    """
+    blocks = values[: len(values) // BLOCK * BLOCK].reshape(-1, BLOCK).max(axis=1)
+    least = -np.inf if len(blocks) < k else float(np.partition(blocks, len(blocks) - k)[len(blocks) - k])
+    rows = np.flatnonzero(values >= least if least > -np.inf else values > -np.inf)
+    return rows[top(values[rows], np.ones(len(rows), bool), k)]

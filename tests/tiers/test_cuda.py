@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from concurrent.futures import Future
+from functools import partial
 from itertools import pairwise
 
 import numpy as np
@@ -16,6 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
+from tests.tiers import test_gpu
 from tests.tiers.rows import DIM
 from tests.tiers.rows import SHAPE as SCHEMA
 from tests.tiers.strict import CUBLASError, CUDADriverError, CUDARuntimeError, Machine, OutOfMemoryError, StrictDevice
@@ -412,6 +414,30 @@ def test_the_host_has_no_device_memory():
     """Nothing to tell of; a GPU tells its own numbers and the pool's."""
     assert {} == HostArena(SMALL).memory()
     assert {"total", "free", "pool_used", "pool_held"} == filled(SMALL)[0].memory().keys()
+
+
+class Loose(StrictDevice):
+    """Over the stand-in, used by the test's own thread."""
+
+    def arena(self, shape):
+        return CudaArena(self._library, shape)
+
+
+@pytest.mark.parametrize(
+    ("test", "shape"),
+    [
+        (test_gpu.test_ties_go_to_the_first_row, {}),
+        (test_gpu.test_products_are_not_of_ten_bits, {}),
+        (test_gpu.test_halves_find_nearly_what_floats_find, {}),
+        (partial(test_gpu.test_a_scan_finds_what_numpy_finds, dim=24, questions=5, k=42), {}),
+        (partial(test_gpu.test_a_scan_finds_what_numpy_finds, dim=24, questions=20, k=3), {}),
+        (test_gpu.test_a_hot_that_does_not_fit_stops_the_start, {"slab_rows": 8_192, "dim": 256}),
+    ],
+)
+def test_the_tests_for_a_gpu_hold_for_the_stand_in(monkeypatch, test, shape):
+    """So that what they find on a GPU is not their own fault."""
+    monkeypatch.setattr(test_gpu, "SHAPE", Shape(4, 320, 24, "cosine", scratch_bytes=1 << 20)._replace(**shape))
+    test(gpu=Loose())
 
 
 async def test_a_watch_ends_with_the_device(hot):

@@ -1,6 +1,6 @@
 """Hot on a real GPU: `pytest -m gpu`. Without one these fail, and are not collected unless asked for.
 
-They need CuPy, pyarrow, msgspec, structlog, google-crc32c, hypothesis, pytest-asyncio and pytest-timeout; no server:
+They need CuPy, pyarrow, msgspec, structlog, google-crc32c, hypothesis, pytest-asyncio and pytest-timeout, no server:
 
     pytest -m gpu --noconftest tests/tiers/test_gpu.py     # on a machine that has nothing else of the project's
 """
@@ -24,7 +24,8 @@ from tiers.host import HostArena
 from tiers.hot import HotMemory, HotSettings
 from tiers.part import Ask, Part, Shape
 
-pytestmark = [pytest.mark.gpu, pytest.mark.timeout(300)]
+#: CuPy may warn of what it finds on a machine: that is no failure of ours.
+pytestmark = [pytest.mark.gpu, pytest.mark.timeout(300), pytest.mark.filterwarnings("default")]
 
 SHAPE = Shape(slabs=24, slab_rows=8_192, dim=256, metric="cosine", scratch_bytes=64 << 20)
 SOAK_S = 20

@@ -106,3 +106,20 @@ def test_the_nearest_come_first_and_ties_by_id():
     ]
 
     assert list("dabc") == [each.found.id for each in rerank.ordered(near)]
+
+
+@QUICK
+@given(
+    st.integers(0, 3_000),
+    st.integers(1, 60),
+    st.integers(0, 1 << 32),
+    st.sampled_from([None, np.float32([-np.inf, np.nan, -1.5, 0, 0.25, 2, np.inf])]),
+)
+def test_the_highest_are_those_of_a_full_sort(count, k, seed, some):
+    """By value, then by position; ties, infinities and NaNs among them: what is -inf or NaN never is one."""
+    rng = np.random.default_rng(seed)
+    values = rng.standard_normal(count).astype(np.float32) if some is None else rng.choice(some, count)
+    at = np.flatnonzero(values > -np.inf)
+    expected = at[np.lexsort((at, -values[at]))][:k]
+
+    assert np.array_equal(expected, score.highest(values, k))
