@@ -176,19 +176,24 @@ class TestLostReply:
 
     async def test_a_server_that_hangs_for_a_while_costs_no_outcome(self, own: ValkeyServer) -> None:
         """A write waits longer for its answer than a read: what was sent has an outcome, and the server tells it."""
-        async with opened(WarmSettings(url=own.url, timeout_ms=1_500)) as tier:
-            await tier.usage()
-            own.freeze()
-            storing = asyncio.ensure_future(tier._put(rows(300)))
-            with pytest.raises(TierUnavailable):
-                await tier.get([at("ns/0")])
-            with pytest.raises(TierUnavailable):
-                await tier.get([at("ns/0")])
+        async with Proxy(own.port) as proxy, opened(WarmSettings(url=proxy.url, timeout_ms=1_500)) as tier:
+            reached, go_on = asyncio.Event(), asyncio.Event()
+
+            async def hold(_: bytes) -> bool:
+                reached.set()
+                return await go_on.wait()
+
+            proxy.let_through = hold
+            storing = asyncio.ensure_future(tier._put(rows(200)))
+            await reached.wait()
+            for _ in range(2):
+                with pytest.raises(TierUnavailable):
+                    await tier.get([at("ns/0")])
             assert not storing.done()
-            own.thaw()
+            go_on.set()
 
             assert {1} == set((await storing).tolist())
-            assert 300 == len(await versions(tier))
+            assert 200 == len(await versions(tier))
 
     async def test_the_client_repeats_nothing(self, own: ValkeyServer) -> None:
         """Whoever uses the tier's client directly has a request sent once, too."""
