@@ -137,11 +137,11 @@ FINDINGS = (
         finding="A RECHECK, B16",
     ),
     Mutant(
-        "install a copy without the version check",
+        "install a copy whatever the index shows by then",
         "R3",
         INDEX,
         "        if entry.version != version or entry.deleted or entry.home == TierName.HOT or entry.copy != NO_COPY:",
-        "        if entry.deleted or entry.home == TierName.HOT or entry.copy != NO_COPY:",
+        "        if entry.copy != NO_COPY:",
         focus="copies",
         finding="A PINST, B9",
     ),
@@ -150,18 +150,22 @@ FINDINGS = (
         "R4",
         "consumers/lane.py",
         "                await self._execute(next_job.result())",
-        "                self.tasks = [*getattr(self, 'tasks', ()), asyncio.ensure_future(self._execute(next_job.result()))]",
+        "                self.tasks = [*getattr(self, 'tasks', ()), asyncio.ensure_future(self._execute(next_job.result()))]\n"
+        "                [task.result() for task in self.tasks if task.done()]",
         focus="moves",
         finding="B1",
     ),
     Mutant(
         "go on while a request is unanswered",
         "R4",
-        "consumers/lane.py",
-        "        try:\n            await job()\n        except IsothermError as error:\n            if not error.retriable:\n"
-        "                raise\n            self.stalls += 1",
-        "        try:\n            async with asyncio.timeout(0.004):\n                await job()\n"
-        "        except (IsothermError, TimeoutError) as error:\n            self.stalls += 1",
+        MOVER,
+        "                receipt = await self._tiers[target].store(batch)\n        except (TierFull, TierUnavailable) as error:",
+        "                try:\n"
+        "                    async with __import__('asyncio').timeout(0.002):\n"
+        "                        receipt = await self._tiers[target].store(batch)\n"
+        "                except TimeoutError as error:\n"
+        "                    raise TierUnavailable('it took too long') from error\n"
+        "        except (TierFull, TierUnavailable) as error:",
         focus="moves",
         finding="B2",
     ),

@@ -302,8 +302,8 @@ ORDER = (
         "clear and leave older versions",
         "R5",
         "consumers/clearing.py",
-        "            if rows:\n                await self._mover.discard(partition, tier, rows)",
-        "            if rows:\n                pass",
+        "        while True:\n            oldest:",
+        "        while False:\n            oldest:",
         (CLEARS,),
     ),
 )

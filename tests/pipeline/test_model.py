@@ -148,5 +148,5 @@ def machine(stack: Stack, directory: Path) -> type[RuleBasedStateMachine]:
 @pytest.mark.timeout(300)
 def test_the_whole_behaves_like_a_dictionary(stack: Stack, tmp_path: Path) -> None:
     """Whatever is done to a node in any order, reads say what a dict says."""
-    quick = settings(max_examples=10, stateful_step_count=16, deadline=None, suppress_health_check=list(HealthCheck))
+    quick = settings(max_examples=6, stateful_step_count=14, deadline=None, suppress_health_check=list(HealthCheck))
     run_state_machine_as_test(machine(stack, tmp_path), settings=quick)

@@ -54,6 +54,12 @@ SHAPE = record.schema(DIM, {})  # attributes are what costs most in a small batc
 DECODER = EventDecoder(DIM, {})
 
 
+class SlowDevice(HostDevice):
+    """Rows reach it by a thread, as they reach a GPU: there is an await between reserving a slot and showing it."""
+
+    name = "simulated"
+
+
 class Lease:
     """What knows whether a partition is still ours: one process owns all here."""
 
@@ -74,13 +80,15 @@ class Life:
         *,
         epoch: int,
         hot_rows: int,
+        slow_device: bool = False,
         broken: frozenset[str] = frozenset(),
     ) -> None:
         self.loop, self.log, self.epoch, self.broken = loop, log, epoch, broken
         self.partitions = log.partitions
         self.index = Index.of(SHAPE)
         settings = HotSettings(device="cpu", capacity_rows=hot_rows, slab_rows=4)
-        self.hot = HotMemory(settings, SHAPE, partitions=self.partitions, index=self.index, device=HostDevice())
+        device = SlowDevice() if slow_device else HostDevice()
+        self.hot = HotMemory(settings, SHAPE, partitions=self.partitions, index=self.index, device=device)
         self.below = {
             tier: FakeTier(
                 tier,

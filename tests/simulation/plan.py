@@ -82,7 +82,7 @@ FOCUS: dict[str, tuple[dict[str, float], dict[str, Any]]] = {
     ),
     "copies": (
         {"upsert": 6, "delete": 1, "advise": 8, "access": 8, "commit": 2, "cool": 0.5, "get": 1},
-        {"ids": 1, "partitions": 1, "pace": 25, "crashes": 0, "actions": 30, "refused": 0.0, "lost": 0.0},
+        {"ids": 1, "partitions": 1, "pace": 25, "crashes": 0, "actions": 40, "refused": 0.0, "slow_device": True},
     ),
     "readers": (
         {
@@ -125,6 +125,7 @@ class Plan:
     lost: float
     late: float
     last_crash: bool
+    slow_device: bool
     script: str = ""  # actions one after another, each with how many steps may follow, instead of chance's choice
 
     @property
@@ -178,4 +179,5 @@ def of(seed: int, focus: str = "") -> Plan:
         lost=random.choice((0.0, 0.0, 0.0, 0.02)),
         late=random.choice((0.0, 0.3, 0.8)),
         last_crash=random.random() < 0.3,
+        slow_device=random.random() < 0.4,
     )

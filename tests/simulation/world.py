@@ -111,6 +111,7 @@ class World:
             self.directory,
             epoch=self._epoch,
             hot_rows=self.plan.hot_rows,
+            slow_device=self.plan.slow_device,
             broken=self.broken,
         )
         self._running = self.loop.create_task(self.life.run())
