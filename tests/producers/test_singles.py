@@ -1,0 +1,197 @@
+"""Events decoded together are decoded as each is alone: the same rows, the same letters, at the same places."""
+
+from __future__ import annotations
+
+import base64
+import json
+from datetime import UTC, datetime, timedelta, timezone
+from typing import Any
+
+import msgspec
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from producers import events, singles, wire
+from producers.decoder import EventDecoder, check_vector, kind_of
+from producers.events import JSON_TYPE, MSGPACK_TYPE, Message
+from tests.tiers.rows import NOW_MS
+from tiers import record
+from tiers.errors import InvalidRecord
+
+pytestmark = pytest.mark.unit
+
+DIM = 2
+DECLARED = {"user": "string", "rank": "int", "score": "float", "done": "bool", "at": "timestamp"}
+DECODER = EventDecoder(DIM, DECLARED)
+SHAPE = record.schema(DIM, DECLARED)
+PLACE = wire.Place(0, 1, 2)
+WHEN = datetime.fromtimestamp(NOW_MS / 1000, UTC)
+HEADERS = {kind: (("content-type", kind.encode()),) for kind in (JSON_TYPE, MSGPACK_TYPE)}
+
+Told = list[tuple[int, int | None, str, str]]
+
+
+def alone(messages: list[Message]) -> tuple[pa.RecordBatch, Told]:
+    """Return the rows and letters as `EventDecoder` has them, one message after the other."""
+    rows, letters = [], []
+    for message in messages:
+        try:
+            kind = JSON_TYPE if message.value is None else kind_of(message.headers)
+            events.condition(message)
+            row = DECODER.decode(message, PLACE.epoch, kind, measure=False)
+            if row.vector is not None:
+                check_vector(row.vector, DIM)
+            home = record.partition(row.id, PLACE.partitions)
+            if home != PLACE.partition:
+                raise wire._wrong(home)
+            rows.append(row)
+        except InvalidRecord as error:
+            letters.append((message.offset, 0, error.reason, str(error)))
+    return record.to_batch(rows, SHAPE), letters
+
+
+def together(messages: list[Message]) -> tuple[pa.RecordBatch, Told]:
+    """Return the same, of one poll."""
+    found = wire.decode(DECODER, SHAPE, PLACE, messages, 100)
+    told = [(letter.message.offset, letter.row, letter.error.reason, str(letter.error)) for letter in found.letters]
+    return found.batch, sorted(told)
+
+
+def agree(messages: list[Message]) -> None:
+    with np.errstate(over="ignore"):
+        expected, refused = alone(messages)
+    found, told = together(messages)
+
+    assert refused == told
+    assert expected.schema == found.schema
+    assert expected.drop_columns("vector").to_pylist() == found.drop_columns("vector").to_pylist()
+    assert record.vectors_of(expected).tobytes() == record.vectors_of(found).tobytes()
+    assert expected["vector"].is_valid() == found["vector"].is_valid()
+
+
+# -- what may be said ------------------------------------------------------------------------------------------------
+
+FLOATS = st.sampled_from([1.0, -0.5, 0.0, 1e30, 3e38, float("nan"), float("inf")])
+PACKED = st.one_of(
+    st.lists(FLOATS, min_size=2, max_size=2).map(lambda v: np.array(v, "<f4").tobytes()),
+    st.just(np.ones(DIM, "<f4").tobytes()),
+    st.sampled_from([b"", b"1234567", b"\0" * 12]),
+)
+TIMES = st.sampled_from([
+    WHEN, WHEN + timedelta(microseconds=1_499), WHEN - timedelta(days=3_700), WHEN + timedelta(days=2),
+    WHEN.replace(tzinfo=None), WHEN.astimezone(timezone(timedelta(hours=5, minutes=30))),
+])  # fmt: skip
+ATTRIBUTES: dict[str, st.SearchStrategy[Any]] = {
+    "user": st.one_of(st.text(max_size=3), st.sampled_from(['"', "x" * 16_385, "é" * 8_193]), st.integers(0, 1)),
+    "rank": st.one_of(st.integers(-5, 5), st.sampled_from([2**63 - 1, 2**63, -(2**63), True, 1.0, "1"])),
+    "score": st.one_of(st.floats(allow_nan=False, allow_infinity=False), st.sampled_from([1, 2**60 + 1, True, "x"])),
+    "done": st.sampled_from([True, False, 1, None]),
+    "at": st.sampled_from(["2023-11-14T00:00:00Z", "2023-11-14T00:00:00.123999+02:00", "2023-11-14T00:00:00", 'a"', 5]),
+    "colour": st.just("red"),
+}
+GIVEN = st.one_of(
+    st.just({"user": "u", "rank": 1}),
+    st.fixed_dictionaries({}, optional=ATTRIBUTES),
+    st.fixed_dictionaries({"user": st.just("u")}, optional={"rank": st.none(), "at": st.none()}),
+)
+PAYLOADS = st.sampled_from(
+    [1, None, {"a": '"'}, "x", [], {"text": 'with "marks"'}, "x" * (record.PAYLOAD_BYTES_MAX + 1)]
+)
+TTLS = st.sampled_from([1, 0.5, 0.0015, 0, -1, 1e9, None])
+KEYS = st.one_of(
+    st.integers(0, 60).map(lambda n: f"id-{n}".encode()),
+    st.text(min_size=1, max_size=5).map(str.encode),
+    st.sampled_from([None, b"", b"/a", b"a/b", b"x" * 513, b"\xff", "\x85".encode(), "\xa0\xc2".encode(), b"a\x7f"]),
+)
+STAMPS = st.sampled_from([NOW_MS] * 6 + [-1, 2**62])
+FIELDS = {"payload": PAYLOADS, "attributes": GIVEN, "event_time": TIMES, "ttl_s": TTLS}
+
+
+@st.composite
+def json_values(draw: st.DrawFn) -> bytes:
+    """An event as JSON, its keys in any order, at times twice."""
+    fields = draw(st.fixed_dictionaries({}, optional=FIELDS))
+    pairs = [(name, json.dumps(item, default=datetime.isoformat)) for name, item in fields.items()]
+    vector = ("vector_b64", json.dumps(base64.b64encode(draw(PACKED)).decode()))
+    pairs.insert(draw(st.sampled_from([0, 0, len(pairs)])), vector)
+    others = [("vector", "[1, 2]"), ("vector", "null"), ("text", '"a"'), ("colour", "1"), ("vector_b64", '"AA=="')]
+    if draw(st.integers(0, 3)) == 0:
+        pairs.insert(draw(st.integers(0, len(pairs))), draw(st.sampled_from([*others, *pairs])))
+    space = draw(st.sampled_from(["", "", " "]))
+    return ("{" + f",{space}".join(f'"{name}":{space}{item}' for name, item in pairs) + "}").encode()
+
+
+@st.composite
+def msgpack_values(draw: st.DrawFn) -> bytes:
+    """An event as msgpack, payloads of any kind, at times with a key twice or a map that says its size at length."""
+    fields = draw(st.fixed_dictionaries({"vector": PACKED}, optional=FIELDS))
+    if isinstance(fields.get("payload"), str):
+        fields["payload"] = fields["payload"].encode()
+    extra = draw(
+        st.sampled_from([{}, {}, {"text": None}, {"text": "a"}, {"vector": [1.0, 2.0]}, {"ttl_s": float("nan")}])
+    )
+    value = msgspec.msgpack.encode(fields | extra)
+    count = len(fields | extra)
+    match draw(st.integers(0, 8)):
+        case 0:
+            return bytes([0x80 | count + 1]) + value[1:] + b"\xa5ttl_s\x01"
+        case 1:
+            return b"\xde\x00" + bytes([count]) + value[1:]
+        case 2:
+            twice = b"\x82\xa4rank\x01\xa4rank\x02"
+            return bytes([0x80 | count + 1]) + value[1:] + b"\xaaattributes" + twice
+    return value
+
+
+VALUES = st.one_of(
+    st.tuples(st.just(JSON_TYPE), json_values()),
+    st.tuples(st.just(MSGPACK_TYPE), msgpack_values()),
+    st.tuples(st.just(JSON_TYPE), st.sampled_from([None, None, b"", b"{", b"1", b'{"vector_b64":"!!"}'])),
+    st.tuples(st.just(MSGPACK_TYPE), st.binary(max_size=6)),
+)
+ASKED = st.sampled_from([()] * 5 + [((events.IF_VERSION, b"0.1.0"),), (("content-type", b"a/b"),), (("h", b""),)])
+
+
+@settings(max_examples=400, deadline=None)
+@given(st.lists(st.tuples(VALUES, KEYS, STAMPS, ASKED, st.booleans()), max_size=12))
+def test_a_poll_is_decoded_as_its_messages_are_alone(drawn):
+    """Whatever came before or after a message, what becomes of it is what would have become of it alone."""
+    agree([
+        Message(key, value, asked + HEADERS[kind] if late else HEADERS[kind] + asked, stamp, offset)
+        for offset, ((kind, value), key, stamp, asked, late) in enumerate(drawn)
+    ])  # fmt: skip
+
+
+# -- and what is not alone looked at ---------------------------------------------------------------------------------
+
+
+def plain(offset: int, **fields: Any) -> Message:
+    name = [f"id-{n}" for n in range(99) if record.partition(f"id-{n}", 2) == 1][offset]
+    given_fields = {"payload": {"n": offset}, "attributes": {"user": "u", "rank": offset, "score": 1.5}} | fields
+    return Message(name.encode(), events.encode_event(np.ones(DIM), **given_fields), HEADERS[JSON_TYPE], NOW_MS, offset)
+
+
+def test_plain_events_are_not_looked_at_one_by_one(monkeypatch):
+    """What a poll usually brings never meets the decoder of single events."""
+    messages = [plain(0), plain(1, event_time=WHEN, ttl_s=5), plain(2, attributes=None), plain(3, payload=None)]
+    packed = {"vector": np.ones(DIM, "<f4").tobytes(), "payload": b"1", "attributes": {"user": "u"}, "event_time": WHEN}
+    messages.append(plain(4)._replace(value=msgspec.msgpack.encode(packed), headers=HEADERS[MSGPACK_TYPE]))
+    messages.append(plain(5)._replace(value=None))
+    monkeypatch.setattr(EventDecoder, "decode", None)
+
+    assert list(range(6)) == record.offsets(record.versions_of(together(messages)[0])).tolist()
+
+
+def test_a_vector_that_comes_twice_is_not_hidden_by_its_own_text():
+    """The marks of a first vector's text are looked for where that of the second is long enough to be the first's."""
+    long = EventDecoder(64, {})
+    text = base64.b64encode(np.ones(64, "<f4").tobytes()).decode()
+    for first in ("AA==", "", text[:80]):
+        value = f'{{"vector_b64":"{first}","vector_b64":"{text}"}}'.encode()
+        message = Message(b"a", value, HEADERS[JSON_TYPE], NOW_MS, 0)
+        found = singles.decode(long, record.schema(64, {}), 0, [message], [JSON_TYPE])
+
+        assert [(0, "duplicate_key")] == [(at, error.reason) for at, error in found.errors]
