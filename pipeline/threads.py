@@ -20,6 +20,6 @@ import pyarrow as pa
 
 
 def own() -> None:
-    """Leave Arrow one thread in each pool. `serve` calls it, whose process it is; a program with a node in it may too."""
+    """Leave Arrow one thread in each pool. `serve` calls it, whose process it is; a host of a node may."""
     pa.set_cpu_count(1)
     pa.set_io_thread_count(1)

@@ -77,7 +77,7 @@ def agree(messages: list[Message]) -> None:
 FLOATS = [1.0, -0.5, 0.0, 1e30, 3e38, float("nan"), float("inf")]
 PACKED = [b"", b"1234567", b"\0" * 12, *(np.array([x, y], "<f4").tobytes() for x in FLOATS for y in FLOATS)]
 TIMES = [
-    WHEN, WHEN + timedelta(microseconds=1_499), WHEN - timedelta(days=3_700), WHEN + timedelta(days=2),
+    WHEN, WHEN + timedelta(microseconds=1_999), WHEN - timedelta(days=3_700), WHEN + timedelta(days=2),
     WHEN.replace(tzinfo=None), WHEN.astimezone(timezone(timedelta(hours=5, minutes=30))), None,
 ]  # fmt: skip
 ATTRIBUTES: dict[str, list[Any]] = {
@@ -104,6 +104,21 @@ def as_json(fields: dict[str, Any]) -> bytes:
 
 
 ENCODERS = {JSON_TYPE: as_json, MSGPACK_TYPE: msgspec.msgpack.encode}
+#: Keys that come twice: of an event, of its attributes, and of a payload, which is the sender's own business.
+TWICE = {
+    JSON_TYPE: [
+        b'{"vector_b64":"AACAPwAAgD8=","ttl_s":1,"ttl_s":1}',
+        b'{"vector_b64":"AACAPwAAgD8=","attributes":{"rank":1,"rank":1}}',
+        b'{"vector_b64":"AACAPwAAgD8=","attributes":{"rank":1},"attributes":{"rank":1}}',
+        b'{"vector_b64":"AACAPwAAgD8=","payload":{"a":1,"a":1}}',
+        b'{"payload":1,"vector_b64":"AACAPwAAgD8=","payload":1}',
+    ],
+    MSGPACK_TYPE: [
+        b"\x83\xa6vector\xc4\x08" + PACKED[-1] + b"\xa5ttl_s\x01\xa5ttl_s\x01",
+        b"\x82\xa6vector\xc4\x08" + np.ones(DIM, "<f4").tobytes() + b"\xaaattributes\x82\xa4rank\x01\xa4rank\x01",
+        b"\x82\xa6vector\xc4\x08" + np.ones(DIM, "<f4").tobytes() + b"\xa7payload\x82\xa1a\x01\xa1a\x01",
+    ],
+}
 
 GIVEN = st.fixed_dictionaries({}, optional={name: st.sampled_from(values) for name, values in ATTRIBUTES.items()})
 DRAWN = {"attributes": st.one_of(st.just({"user": "u", "rank": 1}), GIVEN)}
@@ -181,6 +196,7 @@ def test_one_thing_that_is_not_plain_is_all_that_changes(kind):
         Message(names[at], ENCODERS[kind](fields), HEADERS[kind], NOW_MS, at) for at, fields in enumerate(others)
     ]
     messages += [messages[2]._replace(key=key, value=ENCODERS[kind](good)) for key in KEYS]
+    messages += [messages[2]._replace(value=value) for value in TWICE[kind]]
     messages += [messages[2]._replace(timestamp_ms=stamp) for stamp in STAMPS]
     messages = [message._replace(offset=at) for at, message in enumerate(messages)]
     agree(messages)
