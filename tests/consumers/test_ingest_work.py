@@ -11,7 +11,7 @@ import gc
 import sys
 import tracemalloc
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from types import FrameType
 from typing import Any, NamedTuple
 
@@ -115,8 +115,18 @@ def records(kind: str, first: int, rows: int) -> list[ConsumerRecord]:
     ]  # fmt: skip
 
 
+def turns(took: Coroutine[Any, Any, None]) -> int:
+    """Run it by hand; returns how often others came to their turn."""
+    for number in range(99):
+        try:
+            took.send(None)
+        except StopIteration:
+            return number
+    raise AssertionError("it does not end")
+
+
 def counted(reader: Reader, given: list[ConsumerRecord]) -> Work:
-    """Hand the records over and count; nothing is waited for on a host, so one step is all."""
+    """Hand the records over and count."""
     seen: Counter[str] = Counter()
 
     def count(_frame: FrameType, event: str, _argument: Any) -> None:
@@ -126,9 +136,7 @@ def counted(reader: Reader, given: list[ConsumerRecord]) -> Work:
     before = pa.total_allocated_bytes()
     sys.setprofile(count)
     try:
-        took.send(None)
-    except StopIteration:
-        pass
+        turns(took)
     finally:
         sys.setprofile(None)
     return Work(seen["call"], seen["c_call"], 0, pa.total_allocated_bytes() - before)
@@ -139,9 +147,7 @@ def peak(reader: Reader, given: list[ConsumerRecord]) -> int:
     took = reader._hand_over(TopicPartition(TOPICS.memories, 0), given)
     tracemalloc.start()
     try:
-        took.send(None)
-    except StopIteration:
-        pass
+        turns(took)
     finally:
         _, most = tracemalloc.get_traced_memory()
         tracemalloc.stop()
@@ -189,3 +195,11 @@ def test_a_row_costs_no_call_of_python(kind):
     found = a_row(kind)
 
     assert [] == [name for name, value in found._asdict().items() if value > getattr(LIMITS[kind], name)]
+
+
+def test_others_come_to_their_turn_after_each_step():
+    """The client library returns what it has without suspending, and so does ingest: searches would wait for all."""
+    reader = reader_of(ingest_of())
+    given = [one for first in (0, 300, 600) for one in records(ARROW_TYPE, first, 300)]
+
+    assert 3 == turns(reader._hand_over(TopicPartition(TOPICS.memories, 0), given))
