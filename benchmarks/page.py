@@ -12,10 +12,11 @@ import sys
 from pathlib import Path
 
 from benchmarks.chapter import RESULTS, Chapter
+from benchmarks.ingesting.figures import CHAPTER as INGEST
 from benchmarks.searching.figures import CHAPTER as SEARCH
 
 ROOT = Path(__file__).parent.parent
-CHAPTERS: tuple[Chapter, ...] = (SEARCH,)
+CHAPTERS: tuple[Chapter, ...] = (SEARCH, INGEST)
 
 
 def files() -> dict[Path, str]:

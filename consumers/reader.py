@@ -178,6 +178,9 @@ class Reader:
                 log.warning("partition.paused", partition=tp.partition, offset=step[0].offset, rows=rows)
                 return
             self._next[tp] = step[-1].offset + 1
+            await asyncio.sleep(
+                0
+            )  # neither a step nor a poll of what is there suspends: searches and fetches would wait
 
     def _steps(self, topic: str, messages: list[Message]) -> Iterator[tuple[list[Message], int]]:
         """Yield (messages, their rows): as many as have a step's rows, or one message that has more or many."""

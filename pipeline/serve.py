@@ -14,6 +14,7 @@ from contextlib import ExitStack, contextmanager
 import structlog
 import uvicorn
 
+from pipeline import threads
 from pipeline.bounds import bounded
 from pipeline.guard import check_exposed
 from pipeline.manager import MemoryManager
@@ -142,6 +143,7 @@ class Ending:
 
 async def serve(settings: Settings, started: Callable[[MemoryManager, str], None] | None = None) -> None:
     """Run a node and its gateway until SIGTERM or SIGINT; a second signal ends the process at once."""
+    threads.own()
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
 

@@ -44,7 +44,7 @@ _event = msgspec.json.Decoder(Event)
 _packed = msgspec.msgpack.Decoder(_Packed)
 _mapping = msgspec.msgpack.Decoder(dict[str, Any])
 _NO_EVENT, _NO_PACKED, _NOTHING = Event(), _Packed(), msgspec.Raw(b"\x80")
-_VECTOR_FIRST = (b'{"vector_b64":"', b'{"vector_b64": "')
+_VECTOR_FIRST = b'{"vector_b64":"'
 _NOT_ONE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError, TypeError, ValueError)
 
 
@@ -184,59 +184,70 @@ def _ids(messages: Sequence[Message], suspect: Bools) -> pa.Array:
     return found
 
 
-def _decoded(decode: Callable[[bytes], Any], values: Sequence[bytes], nothing: Any) -> list[Any]:
-    """Return what each value says; `nothing` where it is no event that is plain."""
-    found = []
+def _json(values: Sequence[bytes], decoder: EventDecoder, suspect: Bools) -> _Said:
+    """See `duplicates`: each key has two quotation marks, and so has each text; more of them is a doubt.
+
+    To find none is ten times as fast as to count: of a vector that comes first, 85 % of the bytes, that is asked. One
+    pass, while an event is in the processor's cache: a second look at 2,000 of them costs more than the first.
+    """
+    decode, unset, text = _event.decode, msgspec.UNSET, len(_VECTOR_FIRST)
+    after = text + 4 * decoder.dim * 4 // 3
+    rows = []
     for value in values:
         try:
-            found.append(decode(value))
+            event = decode(value)
         except _NOT_ONE:
-            found.append(nothing)
-    return found
-
-
-def _json(values: Sequence[bytes], decoder: EventDecoder, suspect: Bools) -> _Said:
-    """See `duplicates`: each key has two quotation marks, and so has each text; more of them is a doubt."""
-    events = _decoded(_event.decode, values, _NO_EVENT)
-    suspect |= plain.given([event.vector for event in events]) | plain.given([event.text for event in events])
-    payloads = [b"" if event.payload is msgspec.UNSET else bytes(event.payload) for event in events]
-    attributes = [event.attributes or {} for event in events]
+            event = _NO_EVENT
+        given, payload = event.attributes, event.payload
+        if value.startswith(_VECTOR_FIRST) and value.find(b'"', text, after) < 0:
+            marks = value.count(b'"', after) - 1
+        else:
+            marks = value.count(b'"') - 4
+        kept = b""
+        if payload is not unset:
+            kept = bytes(payload)
+            marks -= kept.count(b'"') + 2
+        if given is None:
+            given = {}
+        else:
+            marks -= 2
+        vector = event.vector_b64 if event.vector is None and event.text is None else None
+        rows.append((vector, kept, given, event.event_time, event.ttl_s, marks))
+    vectors, payloads, attributes, times, ttls_s, surplus = zip(*rows, strict=True)
     columns = plain.attributes(decoder.attributes, attributes, suspect)
-    times, ttls = [event.event_time for event in events], [event.ttl_s for event in events]
-    marks = 4 + 2 * columns.keys + 2 * columns.texts + 4 * plain.given(times) + 2 * plain.given(ttls)
-    marks += 2 * np.array([event.attributes is not None for event in events], bool)
-    marks += np.fromiter(map(bytes.count, payloads, repeat(b'"')), np.int64, len(events))
-    marks += 2 * np.fromiter(map(bool, payloads), bool, len(events))  # the payload's key; no JSON has no bytes
-    suspect |= _marks(values, decoder.dim) != marks
-    return _Said([event.vector_b64 for event in events], payloads, columns, times, ttls)
-
-
-def _marks(values: Sequence[bytes], dim: int) -> Int64s:
-    """Return how many quotation marks each value has; the text of a vector that comes first is not looked at.
-
-    It has none, and is 85 % of the bytes. It takes at least as many as its base64: what begins after those is counted.
-    """
-    for first in _VECTOR_FIRST:
-        if all(map(bytes.startswith, values, repeat(first))):
-            after = len(first) + -(-16 * dim // 3)
-            return np.array([value.count(b'"', after) for value in values], np.int64) + first.count(b'"')
-    return np.array([value.count(b'"') for value in values], np.int64)
+    explained = 2 * columns.keys + 2 * columns.texts + 4 * plain.given(times) + 2 * plain.given(ttls_s)
+    suspect |= np.array(surplus) != explained
+    return _Said(vectors, payloads, columns, times, ttls_s)
 
 
 def _msgpack(values: Sequence[bytes], decoder: EventDecoder, suspect: Bools) -> _Said:
-    """Each map says how many pairs it has; more of them than were read is a doubt."""
-    events = _decoded(_packed.decode, values, _NO_PACKED)
-    suspect |= plain.given([event.text for event in events])
-    raw = [_NOTHING if event.attributes is msgspec.UNSET else event.attributes for event in events]
-    columns = plain.attributes(decoder.attributes, _decoded(_mapping.decode, raw, {}), suspect)
-    suspect |= np.array([bytes(one)[0] for one in raw], np.int64) != _FIXMAP + columns.keys
-    unset = np.array([event.payload is msgspec.UNSET for event in events], bool)
-    payloads = plain.instead([event.payload for event in events], unset, b"")
-    times, ttls = [event.event_time for event in events], [event.ttl_s for event in events]
-    pairs = 1 + plain.given(times).astype(np.int64) + plain.given(ttls) + ~unset
-    pairs += np.array([event.attributes is not msgspec.UNSET for event in events], bool)
-    suspect |= np.array([value[0] if value else 0 for value in values], np.int64) != _FIXMAP + pairs
-    return _Said([event.vector for event in events], payloads, columns, times, ttls)
+    """Each map says how many pairs it has; more of them than were read is a doubt. One pass, as for JSON."""
+    decode, mapping, unset = _packed.decode, _mapping.decode, msgspec.UNSET
+    rows = []
+    for value in values:
+        try:
+            event = decode(value)
+            pairs = value[0] - _FIXMAP - 1
+            raw, payload = event.attributes, event.payload
+            if raw is unset:
+                given, doubled = {}, 0
+            else:
+                given = mapping(raw)
+                doubled = bytes(raw)[0] - _FIXMAP - len(given)
+                pairs -= 1
+        except _NOT_ONE:
+            event, pairs, given, doubled, payload = _NO_PACKED, 0, {}, 0, b""
+        if payload is unset:
+            payload = b""
+        else:
+            pairs -= 1
+        vector = event.vector if event.text is None and not doubled else None
+        rows.append((vector, payload, given, event.event_time, event.ttl_s, pairs))
+    vectors, payloads, attributes, times, ttls_s, surplus = zip(*rows, strict=True)
+    columns = plain.attributes(decoder.attributes, attributes, suspect)
+    explained = plain.given(times).astype(np.int64) + plain.given(ttls_s)
+    suspect |= np.array(surplus) != explained
+    return _Said(vectors, payloads, columns, times, ttls_s)
 
 
 _SAID: dict[str, Callable[[Sequence[bytes], EventDecoder, Bools], _Said]] = {

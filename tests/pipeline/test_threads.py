@@ -1,0 +1,37 @@
+"""A node's process has the threads that its parts own, and none that a library would start by itself."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+pytestmark = pytest.mark.unit
+
+NODE = """
+import asyncio
+import pyarrow as pa
+from pipeline import cli, serve, threads
+
+class Opened(Exception): pass
+
+def opened(*_): raise Opened
+
+serve.HttpService = opened
+try:
+    asyncio.run(serve.serve(None))
+except Opened:
+    pass
+import ctypes, glob, numpy, os
+(blas,) = glob.glob(os.path.join(os.path.dirname(numpy.__file__), "..", "numpy.libs", "libscipy_openblas*"))
+count = ctypes.CDLL(blas).scipy_openblas_get_num_threads64_()
+print(pa.cpu_count(), pa.io_thread_count(), count)
+"""
+
+
+def test_arrow_and_blas_have_one_thread_each():
+    """What `isotherm serve` sets before it opens anything: the cores are for the node's own threads."""
+    told = subprocess.run([sys.executable, "-c", NODE], capture_output=True, text=True, check=True).stdout
+
+    assert ["1", "1", "1"] == told.split()
