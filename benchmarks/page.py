@@ -12,10 +12,11 @@ import sys
 from pathlib import Path
 
 from benchmarks.chapter import RESULTS, Chapter
+from benchmarks.moving.figures import CHAPTER as MOVES
 from benchmarks.searching.figures import CHAPTER as SEARCH
 
 ROOT = Path(__file__).parent.parent
-CHAPTERS: tuple[Chapter, ...] = (SEARCH,)
+CHAPTERS: tuple[Chapter, ...] = (SEARCH, MOVES)
 
 
 def files() -> dict[Path, str]:
