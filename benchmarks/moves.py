@@ -19,6 +19,7 @@ import argparse
 import sys
 import tempfile
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -33,21 +34,27 @@ from benchmarks.moving.run import PARTITIONS, Run, Size
 from benchmarks.report import machine
 from pipeline.stack import Stack
 
+HEAP_MB = 512  # of the broker: messages of a megabyte, in and out, thirty a second
+
 SCENARIOS: dict[str, Callable[[Run], Awaitable[dict[str, Any]]]] = {
     "pairs": pairs.pairs,
     "sustained": sustained.sustained,
 }
 
 
-async def measure(size: Size, names: Sequence[str], console: Console, keep: Keep = nothing) -> dict[str, Any]:
-    """Run the scenarios and return everything."""
+async def measure(
+    size: Size, names: Sequence[str], console: Console, servers: Stack | None = None, keep: Keep = nothing
+) -> dict[str, Any]:
+    """Run the scenarios and return everything; on `servers` if given, else on some of its own."""
     say = teller(console)
     result: dict[str, Any] = {"benchmark": "moves", **machine()}
     result["settings"] = {**asdict(size), "dim": DIM, "partitions": PARTITIONS}
     with tempfile.TemporaryDirectory(prefix="isotherm-bench-") as scratch:
-        say("starting Kafka and Valkey")
-        async with Stack(Path(scratch) / "stack") as stack:
-            await perform(result, Run(size, stack, Path(scratch), say), SCENARIOS, names, say, keep)
+        async with AsyncExitStack() as stack:
+            if servers is None:
+                say("starting Kafka and Valkey")
+                servers = await stack.enter_async_context(Stack(Path(scratch) / "stack", kafka_heap_mb=HEAP_MB))
+            await perform(result, Run(size, servers, Path(scratch), say), SCENARIOS, names, say, keep)
     return result
 
 

@@ -13,10 +13,11 @@ from pathlib import Path
 
 from benchmarks.chapter import RESULTS, Chapter
 from benchmarks.ingesting.figures import CHAPTER as INGEST
+from benchmarks.moving.figures import CHAPTER as MOVES
 from benchmarks.searching.figures import CHAPTER as SEARCH
 
 ROOT = Path(__file__).parent.parent
-CHAPTERS: tuple[Chapter, ...] = (SEARCH, INGEST)
+CHAPTERS: tuple[Chapter, ...] = (SEARCH, INGEST, MOVES)
 
 
 def files() -> dict[Path, str]:

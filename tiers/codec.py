@@ -26,6 +26,7 @@ CRC = struct.Struct("<I")
 MAGIC, FORMAT = b"IR", 1
 MAGIC_FORMAT = MAGIC + bytes([FORMAT])
 DELETED, EXPIRES = 1, 2
+DIM_AT, ATTRIBUTES_AT = 4, 32  # likewise to the floats and id bytes (u16 each), and to the attributes' bytes
 VERSION_AT = 8  # bytes from the start of a packed row to its version, int64 little-endian
 
 encode_attributes = msgspec.msgpack.Encoder().encode

@@ -121,14 +121,10 @@ def trusted(rows: Sequence[bytes], shape: pa.Schema) -> pa.RecordBatch:
         raise TierCorrupt(f"a packed row has not {dim} floats")
     vectors = np.zeros((len(rows), dim), np.float32)
     vectors[~deleted] = np.frombuffer(content(_part(parts, 2)), "<f4").reshape(-1, dim)
-    times = pa.timestamp("ms", "UTC")
-    never = (head["flags"] & EXPIRES) == 0
     return pa.RecordBatch.from_arrays(
         [
             _part(parts, 1).cast(pa.binary()).cast(pa.string()),
-            _numbers(head["version"]),
-            _numbers(head["event_time"]).cast(times),
-            pa.array(head["expires_at"].astype(np.int64), mask=never).cast(times),
+            *_times(head).values(),
             record.vector_array(vectors, deleted),
             _part(parts, 4).cast(pa.binary()),
             _attributes(_part(parts, 3), shape.field("attributes").type),
@@ -136,6 +132,39 @@ def trusted(rows: Sequence[bytes], shape: pa.Schema) -> pa.RecordBatch:
         ],
         schema=shape,
     )
+
+
+def entries(heads: Sequence[bytes], ids: Sequence[bytes], shape: pa.Schema) -> dict[str, pa.Array]:
+    """Return columns of packed rows by what they have but ids, vectors and payloads: header and attributes, end to end.
+
+    The checksum is of the whole row, so it is held when that is read; TierCorrupt for what cannot be a row's.
+    """
+    column = pa.array(heads, BYTES)
+    head, starts, lengths = _heads(column)
+    sizes_of = np.fromiter(map(len, ids), np.int64, len(ids))
+    right = (head["magic"] == MAGIC) & (head["format"] == FORMAT) & (head["id"] == sizes_of)
+    if not (right & (HEADER.size + head["attributes"] == lengths)).all():
+        raise TierCorrupt("a packed row does not add up")
+    offsets = np.append(starts[0], np.column_stack([starts + HEADER.size, starts + lengths]).reshape(-1))
+    parts = pa.Array.from_buffers(BYTES, 2 * len(heads), [None, pa.py_buffer(offsets), column.buffers()[2]])
+    attributes = parts.take(pa.array(np.arange(1, len(parts), 2)))
+    return {
+        "id": pa.array(ids, pa.binary()).cast(pa.string()),
+        **_times(head),
+        "attributes": _attributes(attributes, shape.field("attributes").type),
+        "deleted": pa.array((head["flags"] & DELETED) > 0),
+    }
+
+
+def _times(head: npt.NDArray[Any]) -> dict[str, pa.Array]:
+    """Return the columns of version and times."""
+    times = pa.timestamp("ms", "UTC")
+    never = (head["flags"] & EXPIRES) == 0
+    return {
+        "version": _numbers(head["version"]),
+        "event_time": _numbers(head["event_time"]).cast(times),
+        "expires_at": pa.array(head["expires_at"].astype(np.int64), mask=never).cast(times),
+    }
 
 
 def _attributes(packed: pa.Array, kind: pa.StructType) -> pa.Array:

@@ -26,10 +26,11 @@ from tiers import codec, failpoint, record, valkey, warm_rows
 from tiers.alone import find, open_alone, settle
 from tiers.errors import Fenced, OutcomeUnknown, SettingsError, TierCorrupt, TierFull, TierUnavailable
 from tiers.index import Index
+from tiers.listed import Known, all_known
 from tiers.record import Bools, Floats, Int64s, Row
 from tiers.tier import NO_SLOT, Location, Places, Query, Receipt, Result, TierName, Usage, Vectors
 from tiers.warm_keys import Keys
-from tiers.warm_scripts import EVICT, RAISE, SCRIPTS, STORE
+from tiers.warm_scripts import EVICT, LIST, RAISE, SCRIPTS, STORE
 from tiers.warm_settings import WarmSettings
 from tiers.worker import SerialExecutor
 
@@ -238,6 +239,16 @@ class WarmMemory:
             batch = await self._packer.run(warm_rows.listed, page, await self._values(page), self._keys, self.shape)
             yield batch.append_column("slot", pa.array(np.full(batch.num_rows, NO_SLOT, np.int64)))
 
+    async def entries(self, known: Known) -> AsyncIterator[pa.RecordBatch]:
+        """See rebuild.Sparse: headers and attributes; a page with a row that is not known by its code comes whole."""
+        async for page in self._pages():
+            heads = await valkey.read(self.client, "EVALSHA", LIST.sha, len(page), *page)
+            found = await self._packer.run(warm_rows.entries, page, heads, self._keys, self.shape)
+            if found.num_rows and not all_known(found, known):
+                values = await self._values(page)
+                found = await self._packer.run(warm_rows.with_vectors, page, values, self._keys, self.shape)
+            yield found
+
     async def usage(self) -> Usage:
         """Return the rows at home here, the server's memory, and the limit."""
         with valkey.reading(self.client):
@@ -265,13 +276,14 @@ class WarmMemory:
     async def _pages(self) -> AsyncIterator[list[bytes]]:
         """Yield the keys of all rows, each once: SCAN repeats some, so their names are kept meanwhile."""
         seen: set[bytes] = set()
+        is_row = self._keys.is_row
         cursor = None
         while cursor != 0:
             with valkey.reading(self.client):
                 cursor, found = await self.client.scan(cursor or 0, self._keys.rows_pattern, PAGE_ROWS)
             fresh = [key for key in dict.fromkeys(cast("list[bytes]", found)) if key not in seen]
             seen.update(fresh)
-            keys = [key for key in fresh if self._keys.parse(key)]
+            keys = [key for key in fresh if is_row(key)]
             for start in range(0, len(keys), PAGE_ROWS):
                 yield keys[start : start + PAGE_ROWS]
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -81,9 +81,18 @@ class Keys:
         """Return the id in the key of a row."""
         return key.partition(b"}:")[2]
 
+    def partition_of(self, key: bytes) -> int:
+        """Return the partition in the key of a row."""
+        return int(key[len(self.prefix) + 2 :].partition(b":")[0])
+
     def epochs(self, partition: int) -> list[bytes]:
         """Return the epoch keys of a partition."""
         return [self._tag(partition, bucket) + b"!epoch" for bucket in range(self.buckets)]
+
+    @property
+    def is_row(self) -> Callable[[bytes], object]:
+        """What says of a key whether it is a row's, as `parse` does."""
+        return self._row.fullmatch
 
     def parse(self, key: bytes) -> tuple[bytes, int, bytes] | None:
         """Return (tag, partition, id) of a row's key, None for any other key."""

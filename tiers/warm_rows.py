@@ -13,7 +13,7 @@ import pyarrow as pa
 from tiers import packed, record
 from tiers.errors import TierCorrupt
 from tiers.record import Bools
-from tiers.tier import Places
+from tiers.tier import NO_SLOT, Places
 from tiers.valkey import Packed
 from tiers.warm_keys import Call, Keys
 from tiers.warm_scripts import STORE, STORE_ON
@@ -59,3 +59,27 @@ def listed(keys: list[bytes], values: list[bytes | None], names: Keys, shape: pa
     if found["id"].cast(pa.binary()).to_pylist() != [names.id_of(key) for key in there]:
         raise TierCorrupt("a key holds the row of another id")
     return found
+
+
+def entries(keys: list[bytes], heads: list[bytes], names: Keys, shape: pa.Schema) -> pa.RecordBatch:
+    """Return the rows under these keys as `record.entries` has them, by the replies of the script LIST."""
+    there = [(key, head) for key, head in zip(keys, heads, strict=True) if head]
+    found = packed.entries([head for _, head in there], [names.id_of(key) for key, _ in there], shape) if there else {}
+    return _placed(found, [key for key, _ in there], names, record.entries(shape))
+
+
+def with_vectors(keys: list[bytes], values: list[bytes | None], names: Keys, shape: pa.Schema) -> pa.RecordBatch:
+    """Return the same with vectors, by the values."""
+    found = listed(keys, values, names, shape)
+    there = [key for key, value in zip(keys, values, strict=True) if value is not None]
+    columns = dict(zip(found.schema.names, found.columns, strict=True))
+    return _placed(columns, there, names, record.entries(shape).append(shape.field("vector")))
+
+
+def _placed(found: Mapping[str, pa.Array], keys: Sequence[bytes], names: Keys, shape: pa.Schema) -> pa.RecordBatch:
+    """Return columns of rows with slot and partition, which their keys say."""
+    partitions = np.array([names.partition_of(key) for key in keys], np.int32)
+    said = {"slot": pa.array(np.full(len(keys), NO_SLOT, np.int64)), "partition": pa.array(partitions)}
+    if not keys:
+        return pa.RecordBatch.from_pylist([], schema=shape)
+    return pa.RecordBatch.from_arrays([{**found, **said}[field.name] for field in shape], schema=shape)

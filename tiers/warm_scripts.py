@@ -7,7 +7,7 @@ as two 32-bit halves and never as a whole. `allow-oom`: what frees memory or com
 
 from __future__ import annotations
 
-from tiers.codec import VERSION_AT
+from tiers.codec import ATTRIBUTES_AT, DIM_AT, HEADER, VERSION_AT
 from tiers.valkey import Script
 
 ROWS_MAX = 2_000  # a call: Lua's unpack takes 8,000 values, a row is two
@@ -69,6 +69,22 @@ end
 return #gone > 0 and redis.call('UNLINK', unpack(gone)) or 0
 """)
 
+#: KEYS: rows. Returns of each its header and its packed attributes, end to end; nothing of one that is not there.
+LIST = Script(f"""#!lua flags=no-writes
+local found = {{}}
+for i = 1, #KEYS do
+  local head = redis.call('GETRANGE', KEYS[i], 0, {HEADER.size - 1})
+  if #head == {HEADER.size} then
+    local dim, id = struct.unpack('<I2I2', head, {DIM_AT + 1})
+    local attributes = struct.unpack('<I4', head, {ATTRIBUTES_AT + 1})
+    local at = {HEADER.size} + id + 4 * dim
+    if attributes > 0 then head = head .. redis.call('GETRANGE', KEYS[i], at, at + attributes - 1) end
+  end
+  found[i] = head
+end
+return found
+""")
+
 #: KEYS: epoch. ARGV: the epoch to set, the highest that may be there now.
 RAISE = Script("""#!lua flags=allow-oom
 local present = tonumber(redis.call('GET', KEYS[1]) or '0')
@@ -79,4 +95,4 @@ redis.call('SET', KEYS[1], ARGV[1])
 return ARGV[1]
 """)
 
-SCRIPTS = (STORE, STORE_ON, EVICT, RAISE)
+SCRIPTS = (STORE, STORE_ON, EVICT, RAISE, LIST)

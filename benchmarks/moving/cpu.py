@@ -25,15 +25,18 @@ def resident_mb(pid: int) -> float:
 
 
 class Meter:
-    """Reads the clock and the processor time of some processes; this one is `node`."""
+    """Reads the clock and the processor time of some processes; this one is `node`, `loop` its event loop's part."""
 
     def __init__(self, pids: Mapping[str, int]) -> None:
         self._pids = pids
 
     def read(self) -> dict[str, float]:
         """Return seconds: of the clock, and used by each."""
-        return {"wall": time.perf_counter(), "node": time.process_time()} | {
-            name: of(pid) for name, pid in self._pids.items()
+        return {
+            "wall": time.perf_counter(),
+            "loop": time.thread_time(),
+            "node": time.process_time(),
+            **{name: of(pid) for name, pid in self._pids.items()},
         }
 
     def since(self, before: Mapping[str, float]) -> dict[str, float]:

@@ -24,6 +24,7 @@ HOT, WARM, COLD, GLACIER = TierName
 PUBLISHED_ROWS = 10_000
 CURVE_FROM = 10_000
 GROWTH_MAX = 2.2
+NOT_ADDED = ("rows", "wall", "loop")
 HOT_COLUMNS = 21  # bytes of hot's columns a row, beside the vector and the batch that the row came in
 
 Way = tuple[TierName, TierName]
@@ -65,7 +66,7 @@ async def pairs(run: Run) -> dict[str, Any]:
                 if way == (HOT, WARM):
                     used = (await memory.node.tiers[WARM].usage()).bytes - empty.bytes
                     bytes_of["warm"] = round(used / (last - first), 1)
-                elif way == (WARM, COLD):
+                elif way == (WARM, COLD) and "cold" not in bytes_of:  # later there is room of rows that have left
                     held = await memory.node.tiers[COLD].usage()
                     bytes_of["cold"] = round(held.bytes / held.rows, 1)
         inserts.close()
@@ -166,8 +167,8 @@ def median_rate(samples: Sequence[dict[str, float]]) -> float:
 def curve(samples: Sequence[dict[str, float]]) -> list[dict[str, float]]:
     """Return processor seconds of all processes for the first rows, twice as many each time."""
     rows = np.cumsum([one["rows"] for one in samples])
-    cpu = np.cumsum([sum(value for name, value in one.items() if name not in ("rows", "wall")) for one in samples])
-    points, count = [], max(CURVE_FROM, int(rows[0]))
+    cpu = np.cumsum([sum(value for name, value in one.items() if name not in NOT_ADDED) for one in samples])
+    points, count = [], min(max(CURVE_FROM, int(rows[0])), int(rows[-1]))
     while count <= rows[-1]:
         points.append({"rows": count, "cpu_s": round(float(np.interp(count, rows, cpu)), 3)})
         count *= 2

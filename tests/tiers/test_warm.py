@@ -249,6 +249,20 @@ class TestRead:
         assert {f"ns/{n}" for n in range(2_500)} | {"x}:y"} == set(everything["id"].to_pylist())
         assert everything.num_rows == 2_501
 
+    @pytest.mark.parametrize("known", [True, False])
+    async def test_entries_are_all_rows(self, warm: WarmMemory, *, known: bool) -> None:
+        """Without vectors where all are known by their codes, with them where one is not; all else is as in the rows."""
+        await warm.store(batch(*(row(f"ns/{n}", n + 1, deleted=n % 5 == 4) for n in range(300))))
+        listing = warm.entries(lambda _, versions: known | (versions % 2 == 0))
+        asked = [part async for part in listing if part.num_rows]
+        whole = pa.Table.from_batches([part async for part in warm.retrieve_all()]).sort_by("id")
+        found = pa.Table.from_batches(asked).sort_by("id")
+
+        assert known is not ("vector" in found.column_names)
+        assert record.partitions(found["id"].combine_chunks(), PARTITIONS).tolist() == found["partition"].to_pylist()
+        for name in found.column_names:
+            assert name == "partition" or whole[name].to_pylist() == found[name].to_pylist(), name
+
     async def test_a_page_scanned_twice(self, warm: WarmMemory) -> None:
         """Keys that SCAN repeats, as it may while its table is resized, are read once."""
         await warm.store(rows(30))
