@@ -66,7 +66,7 @@ async def adopt(settings: Settings, start: str = "", *, write: bool = True) -> A
             raise SettingsError(f"{settings.data} holds no node: there is nothing that could go on with another log")
         topics = Topics.under(settings.kafka.prefix)
         await ensure_topics(settings.kafka, topics)
-        found = await identity(settings.kafka, topics.memories)
+        found = await identity(settings.kafka, topics.memories, wait_s=10.0)
         bounds, at = await _bounds(settings.kafka, topics.memories, start)
         pending = {int(partition): offset for partition, offset in manifest.replay_from.items()}
         bounds = {p: each._replace(next=pending.get(p, each.next)) for p, each in bounds.items()}

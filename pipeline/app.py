@@ -72,6 +72,8 @@ from tiers.worker import SerialExecutor
 
 log = structlog.get_logger()
 
+TOPIC_S = 30.0  # until every broker knows a topic that was just made
+
 
 class Service(Protocol):
     """Something that runs until told to stop."""
@@ -330,7 +332,7 @@ async def recognise(settings: Settings, directory: DataDirectory, manifest: Mani
     """Return the topics, made where they are missing; LogChanged for a log that is not the one this directory read."""
     topics = Topics.under(settings.kafka.prefix)
     await ensure_topics(settings.kafka, topics)
-    found = await identity(settings.kafka, topics.memories)
+    found = await identity(settings.kafka, topics.memories, wait_s=TOPIC_S)
     if fault := log_faults.fault(found, manifest.topic, manifest.partitions):
         raise LogChanged(fault)
     if found.id and not manifest.topic:

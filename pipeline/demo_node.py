@@ -111,15 +111,6 @@ class NodeProcess:
         assert self._child is not None, "it was started"
         return self._child.returncode
 
-    async def outlives(self, seconds: float) -> bool:
-        """Say whether it still runs after so long."""
-        assert self._child is not None, "it was started"
-        try:
-            await asyncio.wait_for(self._child.wait(), seconds)
-        except TimeoutError:
-            return True
-        return False
-
     async def cleanup(self) -> None:
         """Leave nothing running."""
         if self._child is not None and self._child.returncode is None:

@@ -8,6 +8,7 @@ messages are described here with its own types.
 from __future__ import annotations
 
 import asyncio
+import time
 import uuid
 from io import BytesIO
 
@@ -23,6 +24,7 @@ from producers.security import FORBIDDEN, forbidden
 from tiers.errors import LogUnavailable
 
 ANSWER_S = 10.0
+AGAIN_S = 0.1
 
 
 class _Uuid(AbstractType[uuid.UUID]):  # type: ignore[misc] # the library is untyped here
@@ -94,8 +96,22 @@ class _Metadata(Request[_Question]):  # type: ignore[misc]
         return request_struct_class([(uuid.UUID(int=0), self._topic, {})], *NEITHER, {})
 
 
-async def identity(settings: KafkaSettings, topic: str) -> Identity:
-    """Ask the first broker that answers; LogUnavailable when none does, ServiceMissing when we may not ask."""
+async def identity(settings: KafkaSettings, topic: str, wait_s: float = 0.0) -> Identity:
+    """Ask the first broker that answers; LogUnavailable when none does, ServiceMissing when we may not ask.
+
+    A topic that was just made may not be known to every broker yet: it is asked for again for `wait_s`.
+    """
+    until_s = time.monotonic() + wait_s
+    while True:
+        try:
+            return await _first(settings, topic)
+        except LogUnavailable:
+            if time.monotonic() >= until_s:
+                raise
+        await asyncio.sleep(AGAIN_S)
+
+
+async def _first(settings: KafkaSettings, topic: str) -> Identity:
     error: Exception = LogUnavailable(f"{topic}: kafka.bootstrap names no broker")
     for address in settings.bootstrap.split(","):
         host, _, port = address.strip().rpartition(":")

@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[1]
 ROW = re.compile(r"^\| (\d+) \| (.+?) \| (.+?) \| (.+?) \| (.+?) \|$", re.MULTILINE)
 TEST = re.compile(r"`(tests/[\w/]+\.py)::(\w+)`")
 LEAST = 40
-DATE = re.compile(r"passed \d{4}-\d\d-\d\d")
+RESULT = re.compile(r"(passed|failed|no wrong answer) \d{4}-\d\d-\d\d|not run for this table")
 
 
 def rows() -> list[tuple[str, ...]]:
@@ -43,7 +43,7 @@ def test_every_row_has_a_test_or_says_why_not() -> None:
     """A row without a test is one of an assumption, or does not apply, and says so where the result would stand."""
     for number, _, happens, named, result in rows():
         if TEST.search(named):
-            assert DATE.search(result), number
+            assert RESULT.match(result), number
         else:
             assert named == "none", number
             assert result in ("assumed", "does not apply"), number

@@ -20,6 +20,7 @@ from pipeline.log_identity import identity
 from pipeline.manifest import Manifest, held
 from pipeline.settings import Settings
 from pipeline.stack import Stack
+from pipeline.topics import ensure_topics
 from producers.events import Topics
 from tests.command import command
 from tests.kafka_admin import add_partitions, commit, committed, delete_before, remake
@@ -304,6 +305,16 @@ async def test_a_topic_that_is_not_there_is_unavailable(settings: Settings) -> N
     """Asking for a topic's identity makes no topic."""
     with pytest.raises(LogUnavailable, match="UnknownTopicOrPartition"):
         await identity(settings.kafka, "nothing.of.this.name")
+
+
+async def test_a_topic_that_was_just_made_is_waited_for(settings: Settings) -> None:
+    """Not every broker knows it at once: the first start of a node must not fail of that."""
+    asked = asyncio.ensure_future(identity(settings.kafka, log_of(settings), wait_s=60.0))
+    done, _ = await asyncio.wait({asked}, timeout=0.5)
+    assert not done
+    await ensure_topics(settings.kafka, Topics.under(settings.kafka.prefix))
+
+    assert (log_of(settings), PARTITIONS) == ((await asked).topic, (await asked).partitions)
 
 
 async def test_a_node_that_is_no_node_cannot_adopt(settings: Settings) -> None:
