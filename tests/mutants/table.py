@@ -167,6 +167,14 @@ COMMITS = (
 
 ORDER = (
     Mutant(
+        "evict what a conditional delete was decided by",
+        "R3",
+        MOVER,
+        "waiting = [where for where in self._index.queue.list(partition, tier, limit) if not self._decides(where)]",
+        "waiting = self._index.queue.list(partition, tier, limit)",
+        (f"{UNIT}/test_conditions.py::test_what_a_delete_was_decided_by_waits_for_it_below",),
+    ),
+    Mutant(
         "evict from the queue without the second look",
         "R3",
         MOVER,
