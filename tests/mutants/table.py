@@ -567,7 +567,6 @@ MUTANTS = (*FINDINGS, *VERSIONS, *COMMITS, *ORDER, *EPOCHS, *FSYNCS, *READS)
 QUICK = frozenset(
     {
         "commit one past the watermark",
-        "a watermark behind the newest run",
         "evict before publish",
         "swallow what must end the lane",
         "count every conditional delete",
