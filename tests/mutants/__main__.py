@@ -21,7 +21,7 @@ from pathlib import Path
 from tests.mutants.mutant import ROOT, Mutant, Mutated
 from tests.mutants.table import MUTANTS, QUICK
 
-LIBRARIES = ("aiokafka", "deltalake", "duckdb", "faiss", "hypothesis", "msgspec", "numpy", "opentelemetry.trace")
+LIBRARIES = ("aiokafka", "deltalake", "duckdb", "faiss", "msgspec", "numpy", "opentelemetry.trace")
 LIBRARIES += ("pyarrow.compute", "pyarrow.parquet", "pytest", "redis.asyncio", "structlog")
 KILLED, SURVIVED, BROKEN = 0, 1, 2  # a child's exit status
 

@@ -200,13 +200,4 @@ FINDINGS = (
         focus="conditions",
         finding="new: see docs/testing.md",
     ),
-    Mutant(
-        "evict what a conditional delete was decided by",
-        "R3",
-        MOVER,
-        "waiting = [where for where in self._index.queue.list(partition, tier, limit) if not self._decides(where)]",
-        "waiting = self._index.queue.list(partition, tier, limit)",
-        focus="conditions",
-        finding="new: see docs/testing.md",
-    ),
 )

@@ -167,6 +167,14 @@ COMMITS = (
 
 ORDER = (
     Mutant(
+        "evict what a conditional delete was decided by",
+        "R3",
+        MOVER,
+        "waiting = [where for where in self._index.queue.list(partition, tier, limit) if not self._decides(where)]",
+        "waiting = self._index.queue.list(partition, tier, limit)",
+        (f"{UNIT}/test_conditions.py::test_what_a_delete_was_decided_by_waits_for_it_below",),
+    ),
+    Mutant(
         "evict from the queue without the second look",
         "R3",
         MOVER,
@@ -559,7 +567,6 @@ MUTANTS = (*FINDINGS, *VERSIONS, *COMMITS, *ORDER, *EPOCHS, *FSYNCS, *READS)
 QUICK = frozenset(
     {
         "commit one past the watermark",
-        "a watermark behind the newest run",
         "evict before publish",
         "swallow what must end the lane",
         "count every conditional delete",
