@@ -141,7 +141,8 @@ async def supervise(services: Sequence[Service], stop: asyncio.Event, drain_s: f
     async def guarded(service: Service) -> None:
         try:
             await service.run(stop)
-        except Exception:
+        except Exception as error:
+            log.critical("service.failed", service=service.name, error=repr(error))  # now: the end may take long
             stop.set()
             raise
         if not stop.is_set():

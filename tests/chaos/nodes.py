@@ -104,9 +104,11 @@ class Node:
         return bool(self.events(REACHED))
 
     def reason(self) -> str:
-        """Return why it ended, as its log says: the last line of the command line's own."""
+        """Return why it ended, as its log says: the command line's last line, or a service's where that is missing."""
         lines = [line for line in self.said().splitlines() if line.startswith(FATAL)]
-        return lines[-1].removeprefix(FATAL).decode(errors="replace") if lines else ""
+        if lines:
+            return lines[-1].removeprefix(FATAL).decode(errors="replace")
+        return " ".join(f"{each['service']}: {each['error']}" for each in self.events("service.failed"))
 
     async def ready(self, timeout_s: float) -> bool:
         """Wait until it answers; False when it died before, or the time is over."""

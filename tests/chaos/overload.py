@@ -32,7 +32,7 @@ from tests.chaos.run import rest, sweep
 from tests.chaos.world import World
 
 IDS, TIMES = 1_000, 10
-DELAY_S = 0.1  # of each of Valkey's answers
+DELAY_S = 0.25  # of each of Valkey's answers
 DEADLINE_MS, LATE_MS = 2_000.0, 4_000.0
 SETTINGS: dict[str, Any] = {
     "hot__capacity_rows": 2_048,
