@@ -146,7 +146,7 @@ def picture(chromium: Browser, address: str, file: Path, options: dict[str, obje
         page.evaluate("scrollTo(0, 0)")
         page.wait_for_timeout(1_500)
         page.screenshot(path=str(file))
-        assert [] == watched.errors + watched.foreign
+        assert not (wrong := watched.errors + watched.foreign), wrong
     if smaller := shutil.which("pngquant"):
         subprocess.run([smaller, "--quality", "70-95", "--force", "--output", str(file), str(file)], check=True)
 
