@@ -1,10 +1,13 @@
 """Makes the pictures of the dashboard in docs/images: `python -m tests.pipeline.screenshots [FOLDER]`.
 
-A node of its own on local servers takes the standard library's texts, ages them fast, and is searched meanwhile.
+A node of its own on local servers takes the standard library's texts, ages them fast, and is searched meanwhile; the
+latency that they show is that of the machine just then. `pngquant`, where there is one, makes them a third of the size.
 """
 
 from __future__ import annotations
 
+import shutil
+import subprocess
 import sys
 import tempfile
 import threading
@@ -31,8 +34,8 @@ BATCH = 40
 FILLED = 800
 WATCHED_MS = 40_000
 PICTURES = (
-    ("dashboard-light", {"color_scheme": "light", "viewport": {"width": 1270, "height": 840}}),
-    ("dashboard-dark", {"color_scheme": "dark", "viewport": {"width": 1270, "height": 840}}),
+    ("dashboard-light", {"color_scheme": "light", "viewport": {"width": 1440, "height": 1180}}),
+    ("dashboard-dark", {"color_scheme": "dark", "viewport": {"width": 1440, "height": 1180}}),
     ("dashboard-narrow", {"color_scheme": "dark", "viewport": {"width": 390, "height": 844}}),
 )
 
@@ -143,7 +146,9 @@ def picture(chromium: Browser, address: str, file: Path, options: dict[str, obje
         page.evaluate("scrollTo(0, 0)")
         page.wait_for_timeout(1_500)
         page.screenshot(path=str(file))
-        assert [] == watched.errors + watched.foreign
+        assert not (wrong := watched.errors + watched.foreign), wrong
+    if smaller := shutil.which("pngquant"):
+        subprocess.run([smaller, "--quality", "70-95", "--force", "--output", str(file), str(file)], check=True)
 
 
 if __name__ == "__main__":
