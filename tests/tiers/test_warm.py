@@ -251,7 +251,7 @@ class TestRead:
 
     @pytest.mark.parametrize("known", [True, False])
     async def test_entries_are_all_rows(self, warm: WarmMemory, *, known: bool) -> None:
-        """Without vectors where all are known by their codes, with them where one is not; all else is as in the rows."""
+        """Without vectors where all are known by their codes, else with them; the rest is as in the rows."""
         await warm.store(batch(*(row(f"ns/{n}", n + 1, deleted=n % 5 == 4) for n in range(300))))
         listing = warm.entries(lambda _, versions: known | (versions % 2 == 0))
         asked = [part async for part in listing if part.num_rows]
