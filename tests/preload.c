@@ -211,6 +211,7 @@ int linkat(int source, const char *from, int target, const char *to, int flags) 
     CHANGE("link", path_at(target, to, whole), NEXT(linkat)(source, from, target, to, flags));
 }
 int unlink(const char *path_given) { CHANGE("unlink", path_at(AT_FDCWD, path_given, whole), NEXT(unlink)(path_given)); }
+int remove(const char *path_given) { CHANGE("unlink", path_at(AT_FDCWD, path_given, whole), NEXT(remove)(path_given)); }
 int unlinkat(int directory, const char *path_given, int flags) {
     CHANGE("unlink", path_at(directory, path_given, whole), NEXT(unlinkat)(directory, path_given, flags));
 }
