@@ -53,8 +53,8 @@ FOCUS: dict[str, tuple[dict[str, float], dict[str, Any]]] = {
             "crashes": 0,
             "refused": 0.0,
             "lost": 0.0,
-            "script": "upsert wait advise wait wait delete wait advise wait wait advise wait wait advise wait wait commit "
-            "wait compact wait compact wait",
+            "script": "upsert wait advise wait wait delete wait advise wait wait advise wait wait advise wait wait "
+            "commit wait compact wait compact wait",
         },
     ),
     "moves": (
