@@ -76,8 +76,9 @@ class Witness:
 
     def open(self) -> None:
         """Begin; the mark that is there stays until the next commit. A new one is made durable with its directory."""
+        held = self._read()  # before the file is made: an empty one is no damage
         self._handle = os.open(self._file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        if self._read() is None:
+        if held is None:
             self.forget()
 
     def close(self) -> None:
