@@ -12,7 +12,7 @@ from tests.tiers.rows import IDS, row
 from tests.tiers.shelves import World, never
 from tiers import listing
 from tiers.errors import InvalidRecord, TierUnavailable
-from tiers.read import Reading
+from tiers.reading import Reading
 from tiers.tier import Query, TierName
 
 pytestmark = pytest.mark.unit
