@@ -4,8 +4,8 @@ record, codec, packed, policy, score: pure. tier, errors: the words. index (segm
 rebuild: it made anew; read: a query answered (reading, scan, search, rerank, listing). alone: a tier used by itself.
 worker: one thread that owns one handle. hot: columns, slab, copies; device, host, and for a GPU cuda, staging, kernels
 (device is the only import of CuPy). warm: valkey, warm_keys, warm_rows, warm_scripts. cold: cold_table and cold_file
-(DuckDB), side (packed rows), slots, cold_rows (both together). glacier: glacier_settings, files, layout, parquet, recent,
-rewrite, retired, census; archive, deltalog, replay (the Delta commit path); storage (the one seam) with disk and bucket
+(DuckDB), side (packed rows), slots, cold_rows (both together). glacier: glacier_settings, files, layout, parquet,
+recent, rewrite, retired, census; archive, deltalog, replay (the Delta commit path); storage (the one seam) with disk and bucket
 (asking, credentials, ranges).
 """
 
