@@ -5,8 +5,8 @@ rebuild: it made anew; read: a query answered (reading, scan, search, rerank, li
 worker: one thread that owns one handle. hot: columns, slab, copies; device, host, and for a GPU cuda, staging, kernels
 (device is the only import of CuPy). warm: valkey, warm_keys, warm_rows, warm_scripts. cold: cold_table and cold_file
 (DuckDB), side (packed rows), slots, cold_rows (both together). glacier: glacier_settings, files, layout, parquet,
-recent, rewrite, retired, census; archive, deltalog, replay (the Delta commit path); storage (the one seam) with disk and bucket
-(asking, credentials, ranges).
+recent, rewrite, retired, census; archive, deltalog, replay (the Delta commit path); storage (the one seam) with disk
+and bucket (asking, credentials, ranges).
 """
 
 from __future__ import annotations
