@@ -9,6 +9,7 @@ import re
 import shlex
 import signal
 import subprocess
+import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
@@ -127,6 +128,8 @@ def test_the_stack_outlives_its_command_and_is_stopped_by_another(stacked: Path)
     assert 0 == command("stack", "status", "--data", str(stacked)).code
     valkey = next(service["pid"] for service in told["services"] if service["name"] == "valkey")
     os.kill(valkey, signal.SIGKILL)
+    while Path(f"/proc/{valkey}").exists():  # until its keeper has buried it, its socket may still listen
+        time.sleep(0.01)
     silent = command("stack", "status", "--data", str(stacked), "--json")
     assert (3, ["valkey"]) == (silent.code, json.loads(silent.out)["silent"])
     assert 0 == command("stack", "down", "--data", str(stacked)).code
