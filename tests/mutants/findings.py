@@ -44,9 +44,8 @@ FINDINGS = (
         "forget the target row of a superseded move",
         "R3, R4",
         MOVER,
-        "        for at in np.flatnonzero(same).tolist():\n            self._index.queue.remove(target, stored[at])",
-        "        for where in stored:\n            self._index.queue.remove(target, where)\n"
-        "        for at in np.flatnonzero(same).tolist():",
+        "        for where in stored.those(~same):\n            queue.add(target, where)\n",
+        "",
         focus="moves",
         finding="A4",
     ),
@@ -58,7 +57,7 @@ FINDINGS = (
         "            try:\n"
         "                at_ms = await self._changes.publish(partition, source, target, reason, receipt.ids, receipt.versions)\n"
         "            except BaseException:\n"
-        "                self._unqueue(target, stored)\n"
+        "                queue.leave(landed)\n"
         "                raise",
         focus="outages",
         finding="A4",
@@ -183,11 +182,9 @@ FINDINGS = (
         "count a row as safe before its own move is",
         "R2",
         MOVER,
-        "        began, step = time.perf_counter(), self._tracing.step\n",
-        "        began, step = time.perf_counter(), self._tracing.step\n"
+        '        failpoint.reach("move.queued", source.word, target.word)\n',
         "        if source == TierName.HOT:\n"
-        "            mark = self._watermarks[partition]\n"
-        "            mark.settle(record.offsets(np.array([w.version for w in sources], np.int64)))\n",
+        "            self._watermarks[partition].settle(record.offsets(sources.versions))\n",
         focus="moves",
         finding="B7",
     ),

@@ -127,7 +127,7 @@ COMMITS = (
         "believe a commit before it is answered",
         "R5",
         "consumers/commit.py",
-        "                await self._reader.commit(ahead)\n                self._acknowledged |= ahead\n",
+        "                await self._reader.commit(ahead)\n",
         "                self._acknowledged |= ahead\n                await self._reader.commit(ahead)\n",
         (f"{UNIT}/test_commit.py",),
     ),
@@ -178,8 +178,8 @@ ORDER = (
         "evict from the queue without the second look",
         "R3",
         MOVER,
-        "gone = [where for where in keys if not self._is_home(tier, where)]",
-        "gone = list(keys)",
+        "gone = places.those(~self._index.at_home(tier, places))",
+        "gone = places",
         (f"{MOVES}::test_a_queued_row_that_has_become_the_home_only_leaves_the_queue",),
     ),
     Mutant(
@@ -194,9 +194,9 @@ ORDER = (
         "evict before publish",
         "R4",
         MOVER,
-        '        with step("announce", rows=len(receipt.ids)):\n',
+        '        with _kept(queue, landed), step("announce", rows=len(landed.places)):\n',
         "        await self._tiers[source].evict(sources, receipt)\n"
-        '        with step("announce", rows=len(receipt.ids)):\n',
+        '        with _kept(queue, landed), step("announce", rows=len(landed.places)):\n',
         (f"{MOVES}::test_the_order_of_a_move",),
     ),
     Mutant(
@@ -213,17 +213,41 @@ ORDER = (
         "store before the target row is queued",
         "R3, R4",
         MOVER,
-        "pending = [where for where in pending if self._index.queue.add(target, where)]",
-        "pending = [where for where in pending if target is source]",
+        "        pending = queue.enter(target, partition, sources.without_slots())\n",
+        "        pending = queue.enter(target, partition, sources.without_slots())\n        queue.leave(pending)\n",
         (f"{MOVES}::test_target_rows_are_queued_before_their_store_is_sent",),
     ),
     Mutant(
         "leave a refused eviction out of the queue",
         "R3",
         MOVER,
-        "        if gone:\n            evicted = await self._tiers[tier].evict(gone, receipt)\n        self._unqueue(tier, keys)",
-        "        self._unqueue(tier, keys)\n        if gone:\n            evicted = await self._tiers[tier].evict(gone, receipt)",
+        "        evicted = await self._evict_dead(tier, keys, receipt)\n        self._unqueue(tier, keys)\n",
+        "        self._unqueue(tier, keys)\n        evicted = await self._evict_dead(tier, keys, receipt)\n",
         (f"{MOVES}::test_a_refused_eviction_stays_queued",),
+    ),
+    Mutant(
+        "leave a refused eviction of a move out of the queue",
+        "R3",
+        MOVER,
+        "        with _kept(queue, leaving), step(",
+        "        queue.leave(leaving)\n        with step(",
+        (MOVES,),
+    ),
+    Mutant(
+        "let what a failed move has queued stay a group that nobody evicts",
+        "R3",
+        MOVER,
+        "        queue.part(group)\n        raise\n",
+        "        raise\n",
+        (MOVES,),
+    ),
+    Mutant(
+        "take rows out of the queue that a store of unknown outcome may have written",
+        "R3, R4",
+        MOVER,
+        "        except BaseException:\n            queue.part(pending)\n",
+        "        except BaseException:\n            queue.leave(pending)\n",
+        (MOVES,),
     ),
     Mutant(
         "drop a tombstone unannounced",
@@ -262,8 +286,8 @@ ORDER = (
         "go on without the dead letter's answer",
         "R2",
         INGEST,
-        "            for confirmed in sent:\n                await confirmed\n            self.watermarks[partition].settle(",
-        "            self.watermarks[partition].settle(",
+        "            for confirmed in sent:\n                await confirmed\n",
+        "",
         (INGESTS,),
     ),
     Mutant(
@@ -278,7 +302,7 @@ ORDER = (
         "replay what an operator cleared",
         "R5",
         INGEST,
-        "keep = record.offsets(versions) >= self.cleared_below.get(partition, 0)",
+        "keep = record.offsets(versions) >= below",
         "keep = record.offsets(versions) >= 0",
         (CLEARS,),
     ),
@@ -286,16 +310,16 @@ ORDER = (
         "clear without a note",
         "R1, R5",
         "consumers/clearing.py",
-        "        self._notes.begin(partition, tier, below)\n        return await",
-        "        return await",
+        "        self._notes.begin(partition, tier, below)\n",
+        "",
         (CLEARS,),
     ),
     Mutant(
         "clear hot without remembering",
         "R5",
         "consumers/clearing.py",
-        "        self._notes.remember(partition, position)\n        try:",
-        "        try:",
+        "        self._notes.remember(partition, position)\n",
+        "",
         (CLEARS,),
     ),
     Mutant(
@@ -355,18 +379,14 @@ EPOCHS = (
         "raise the epoch after the rebuild, in the node",
         "R4a",
         "pipeline/app.py",
-        "        for partition, epoch in lease.epochs.items():\n"
-        "            await warm.raise_epoch(partition, epoch)\n"
-        "            await glacier.raise_epoch(partition, epoch)\n"
+        "        await _raise_epochs(lease.epochs, warm, glacier)\n"
         "        coder = await _open_coder(stack, settings, index, directory.path, tiers)\n"
         "        changes = Changes(publisher, topics.changes, now_ms)\n"
         "        await announce(changes, await rebuild(index, [warm, cold, glacier], settings.kafka.partitions, coder))\n",
         "        coder = await _open_coder(stack, settings, index, directory.path, tiers)\n"
         "        changes = Changes(publisher, topics.changes, now_ms)\n"
         "        await announce(changes, await rebuild(index, [warm, cold, glacier], settings.kafka.partitions, coder))\n"
-        "        for partition, epoch in lease.epochs.items():\n"
-        "            await warm.raise_epoch(partition, epoch)\n"
-        "            await glacier.raise_epoch(partition, epoch)\n",
+        "        await _raise_epochs(lease.epochs, warm, glacier)\n",
         ("tests/pipeline/test_start_order.py",),
     ),
 )
@@ -440,7 +460,7 @@ FSYNCS = (
         "skip the sync of a checkpoint",
         "R1",
         "tiers/deltalog.py",
-        "        self.storage.sync([checkpoint_path(self.checkpoint), LAST])\n",
+        "        self.storage.sync([made, seal, LAST])\n",
         "",
         (f"{ARCHIVES}::test_checkpoints_keep_epochs_and_files_and_are_fsynced",),
     ),
@@ -523,7 +543,7 @@ READS = (
         "keep a hit that fails the filter once updated",
         "R6",
         "tiers/rerank.py",
-        "    updated = {each.id for each in found if each.version != scan_saw[each.id]}",
+        "    updated = {each.id for each in found if each.version != candidates[each.id][0]}",
         "    updated = {each.id for each in found if each.version == -1}",
         ("tests/tiers/test_search.py",),
     ),
