@@ -365,7 +365,7 @@ EPOCHS = (
         "tiers/valkey.py",
         "        retry=Retry(NoBackoff(), 0),",
         "        retry=Retry(NoBackoff(), 3),",
-        ("tests/tiers/test_warm_faults.py",),
+        ("tests/tiers/test_warm_faults.py -k TestLostReply",),
     ),
     Mutant(
         "take a server that does not fsync each write",
@@ -373,7 +373,7 @@ EPOCHS = (
         "tiers/valkey.py",
         '    "appendfsync": "always",\n',
         "",
-        (WARMS, "tests/tiers/test_warm_faults.py"),
+        ("tests/tiers/test_warm_faults.py -k not_durable",),
     ),
     Mutant(
         "raise the epoch after the rebuild, in the node",
@@ -430,7 +430,7 @@ FSYNCS = (
         DISK,
         "        self._fsync((self.root / path).parent)\n",
         "",
-        (ARCHIVES,),
+        ("tests/tiers/test_disk.py",),
     ),
     Mutant(
         "skip the sync of a data file before its commit",
