@@ -14,6 +14,7 @@ UNIT = "tests/consumers"
 MOVES, INGESTS, CLEARS = f"{UNIT}/test_mover.py", f"{UNIT}/test_ingest.py", f"{UNIT}/test_clearing.py"
 ARCHIVES, COLDS, WARMS = "tests/tiers/test_archive.py", "tests/tiers/test_cold.py", "tests/tiers/test_warm.py"
 DISK, TABLE, SCRIPTS = "tiers/disk.py", "tiers/cold_table.py", "tiers/warm_scripts.py"
+QUEUE, WITNESS = "tiers/queue.py", "tiers/cold_witness.py"
 
 VERSIONS = (
     Mutant(
@@ -506,6 +507,81 @@ FSYNCS = (
     ),
 )
 
+QUEUED = (
+    Mutant(
+        "lose a row of a move whose file is rewritten meanwhile",
+        "R3",
+        QUEUE,
+        "        for group in [group for group in self._groups if group.key(identifier) == key]:\n            self.part(group)\n",
+        "",
+        ("tests/tiers/test_queue.py",),
+    ),
+    Mutant(
+        "leave rows of a move in the queue that were looked at one by one",
+        "R3",
+        QUEUE,
+        "            self.remove_all(group.tier, group.partition, group.places)\n",
+        "            pass\n",
+        ("tests/tiers/test_queue.py",),
+    ),
+    Mutant(
+        "forget rows of a move when asked what is queued of an id",
+        "R5",
+        QUEUE,
+        "*(key for key in grouped if key is not None)",
+        "*(key for key in grouped if key is None)",
+        ("tests/tiers/test_queue.py",),
+    ),
+    Mutant(
+        "forget that a move's rows lie in a tier",
+        "R4",
+        QUEUE,
+        "        if known or self._of_tier[tier]:\n",
+        "        if self._of_tier[tier]:\n",
+        ("tests/tiers/test_queue.py",),
+    ),
+    Mutant(
+        "forget a row of a move whose home was rewritten below it",
+        "R3",
+        MOVER,
+        "        self._index.relocate_slots(TierName.GLACIER, done.ids, done.versions, done.old_slots, done.new_slots)\n",
+        "",
+        (MOVES,),
+    ),
+    Mutant(
+        "checkpoint cold before its mark is taken back",
+        "R1",
+        TABLE,
+        "            self._witness.forget()\n            self._connection.execute",
+        "            self._connection.execute",
+        ("tests/tiers/test_cold_witness.py",),
+    ),
+    Mutant(
+        "take cold's mark back without an fsync",
+        "R1",
+        WITNESS,
+        "        os.fsync(self._handle)\n",
+        "",
+        ("tests/tiers/test_cold_witness.py",),
+    ),
+    Mutant(
+        "open cold without its witness",
+        "R1",
+        TABLE,
+        "            self._witness.check()\n",
+        "            pass\n",
+        ("tests/tiers/test_cold_witness.py",),
+    ),
+    Mutant(
+        "believe a WAL of the right length",
+        "R1",
+        WITNESS,
+        "        if self._checksum(0, size, 0) != crc:\n",
+        "        if not self._wal.exists():\n",
+        ("tests/tiers/test_cold_witness.py",),
+    ),
+)
+
 READS = (
     Mutant(
         "copy segment bitmaps one by one",
@@ -581,7 +657,7 @@ READS = (
     ),
 )
 
-MUTANTS = (*FINDINGS, *VERSIONS, *COMMITS, *ORDER, *EPOCHS, *FSYNCS, *READS)
+MUTANTS = (*FINDINGS, *VERSIONS, *COMMITS, *ORDER, *EPOCHS, *FSYNCS, *QUEUED, *READS)
 
 #: Killed within a moment each: the slice that runs with every test run.
 QUICK = frozenset(
