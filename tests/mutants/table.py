@@ -292,6 +292,16 @@ ORDER = (
         (INGESTS,),
     ),
     Mutant(
+        "go on without the answer to what is announced again",
+        "R2, R4",
+        INGEST,
+        "batch.num_rows + len(decoded.letters) + len(replayed or ()))\n",
+        "batch.num_rows + len(decoded.letters) + len(replayed or ()))\n"
+        "        if replayed is not None:\n"
+        "            self.watermarks[partition].settle(record.offsets(record.versions_of(replayed)))\n",
+        (INGESTS,),
+    ),
+    Mutant(
         "count every conditional delete",
         "R5",
         "consumers/conditions.py",
