@@ -40,15 +40,16 @@ from pipeline.stack import Stack
 from tiers.record import Floats
 from tiers.tier import TierName
 
-CONNECTIONS, K, ASKED = 32, 10, 1_000
+CONNECTIONS, K = 32, 10
 GRACE_S = 60.0  # beyond a load's seconds, for its process to start and end
 
 
 @dataclass(frozen=True)
 class Size:
-    """Rows in hot, seconds of each load, turns of ours and theirs, searches in a turn."""
+    """Rows in hot, `asked` of them by id, seconds of each load, turns of ours and theirs, searches in a turn."""
 
     rows: int = 20_000
+    asked: int = 1_000
     seconds: float = 4.0
     turns: int = 5
     searches: int = 300
@@ -83,7 +84,7 @@ class Run:
 
 async def by_id(run: Run) -> dict[str, Any]:
     """GET /v1/memories/{id} from hot over 32 connections, in turns with a bare reply of the same bytes."""
-    ids = np.random.default_rng(0).choice(run.size.rows, ASKED, replace=False).tolist()
+    ids = np.random.default_rng(0).choice(run.size.rows, run.size.asked, replace=False).tolist()
     ours_asked = [f"GET /v1/memories/id-{at} HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n" for at in ids]
     headers, body = await _answered(run, ours_asked[0])
     ours: list[dict[str, Any]] = []

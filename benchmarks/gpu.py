@@ -28,7 +28,7 @@ from rich.console import Console
 from benchmarks import gpu_peers
 from benchmarks.gpu_machine import Machine, machine_of
 from benchmarks.gpu_report import promises, show
-from benchmarks.searching.report import machine
+from benchmarks.report import machine
 from tiers.host import HostArena
 from tiers.part import Ask, Part, Shape
 

@@ -7,7 +7,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.searching.report import promise
+from benchmarks.report import promise
 
 COPY_SHARE, MATRIX_SHARE, APPEND_SHARE, WAIT_TIMES = 0.7, 0.5, 0.7, 3.0
 

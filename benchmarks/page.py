@@ -15,9 +15,10 @@ from benchmarks.chapter import RESULTS, Chapter
 from benchmarks.ingesting.figures import CHAPTER as INGEST
 from benchmarks.moving.figures import CHAPTER as MOVES
 from benchmarks.searching.figures import CHAPTER as SEARCH
+from benchmarks.serving.figures import CHAPTER as GATEWAY
 
 ROOT = Path(__file__).parent.parent
-CHAPTERS: tuple[Chapter, ...] = (SEARCH, INGEST, MOVES)
+CHAPTERS: tuple[Chapter, ...] = (SEARCH, INGEST, MOVES, GATEWAY)
 
 
 def files() -> dict[Path, str]:

@@ -25,7 +25,8 @@ import pyarrow as pa
 
 from consumers.coding import Coder
 from tiers import record
-from tiers.cold import ColdMemory, ColdSettings
+from tiers.cold import ColdMemory
+from tiers.cold_settings import ColdSettings
 from tiers.glacier import GlacierMemory
 from tiers.glacier_settings import GlacierSettings
 from tiers.index import Index

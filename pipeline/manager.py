@@ -24,6 +24,7 @@ from producers.tracing import Tracing
 from tiers import listing, read, record
 from tiers.deadline import Deadline
 from tiers.errors import InvalidRecord, Replaying
+from tiers.reading import Reading
 from tiers.record import Floats, Row
 from tiers.tier import Hit, Query, Result, TierName
 
@@ -140,9 +141,9 @@ class MemoryManager:
         self._check(query)
         self.check_ready()
         node = self.node
-        reading = read.Reading(node.index, node.tiers, query, node.scanner, now_ms())
+        reading = Reading(node.index, node.tiers, query, now_ms())
         try:
-            async for hits in listing.everything(reading):
+            async for hits in listing.everything(reading, node.scanner):
                 yield hits
         finally:
             self.reads.noted(reading.trace)

@@ -18,7 +18,7 @@ import msgspec
 
 from consumers.commit import CommitSettings
 from consumers.demote import MoveSettings
-from pipeline.snapshot import SnapshotSettings
+from pipeline.snapshot_settings import SnapshotSettings
 from pipeline.sql_settings import SqlSettings
 from pipeline.tracing import TraceSettings
 from producers.access import AccessSettings
@@ -26,7 +26,7 @@ from producers.age import AgeSettings
 from producers.expiry import ExpirySettings
 from producers.publisher import KafkaSettings
 from tiers import secret
-from tiers.cold import ColdSettings
+from tiers.cold_settings import ColdSettings
 from tiers.cuda_budget import DTYPES
 from tiers.errors import SettingsError
 from tiers.glacier_settings import GlacierSettings

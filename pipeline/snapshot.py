@@ -40,12 +40,6 @@ STEP_BYTES = 1 << 20
 TRIES = 3  # listings whose files were vacuumed before they were put aside
 
 
-class SnapshotSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """`path` is the directory of the snapshots ("" = <data>/snapshots)."""
-
-    path: str = ""
-
-
 class File(msgspec.Struct, frozen=True):
     """One file of the archive; `path` as in the archive, `crc32c` of its bytes."""
 

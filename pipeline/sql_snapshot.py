@@ -22,13 +22,14 @@ import pyarrow as pa
 
 from pipeline.sql_process import SqlFailed
 from pipeline.sql_tables import COLD_FILE, GLACIER, Made, Tables, prove
-from tiers import image, read, record
+from tiers import image, record
 from tiers.cold import ColdMemory
 from tiers.errors import TierFull, TierUnavailable
 from tiers.glacier import GlacierMemory
 from tiers.image import Part
 from tiers.index import Index
 from tiers.parquet import ROW_BITS, DataFile
+from tiers.reading import Reading
 from tiers.record import Row
 from tiers.segment import NO_COPY
 from tiers.tier import Location, Query, Tier, TierName
@@ -154,7 +155,7 @@ class Maker:
 
     async def _read(self, ids: Sequence[str]) -> list[tuple[Row, TierName, bool]]:
         """Return (row, home, whether it is copied) of these ids at their newest; those that are gone are left out."""
-        reading = read.Reading(self._index, self._tiers, Query(), None, self._now_ms())
+        reading = Reading(self._index, self._tiers, Query(), self._now_ms())
         rows = await reading.resolve(ids)
         if reading.missed:
             raise TierUnavailable(f"{', '.join(name.word for name in reading.missed)} did not answer")

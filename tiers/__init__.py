@@ -1,11 +1,12 @@
 """The four tiers and what they share.
 
-record, codec, policy, score: pure. tier, errors: the words. index (segment, queue): where everything is; rebuild: it
-made anew; read: how a read finds its rows. alone: a tier used by itself. worker: one thread that owns one handle.
-hot: device (the only import of CuPy). warm: valkey, warm_keys, warm_scripts. cold: cold_table and cold_file (DuckDB),
-side (packed rows), slots, cold_rows (both together). glacier: glacier_settings, files, layout, parquet, recent,
-rewrite, retired, census; archive, deltalog, replay (the Delta commit path); storage (the one seam) with disk and
-bucket (asking, credentials, ranges).
+record, codec, packed, policy, score: pure. tier, errors: the words. index (segment, view, queue): where everything is;
+rebuild: it made anew; read: a query answered (reading, scan, search, rerank, listing). alone: a tier used by itself.
+worker: one thread that owns one handle. hot: columns, slab, copies; device, host, and for a GPU cuda, staging, kernels
+(device is the only import of CuPy). warm: valkey, warm_keys, warm_rows, warm_scripts. cold: cold_table and cold_file
+(DuckDB), side (packed rows), slots, cold_rows (both together). glacier: glacier_settings, files, layout, parquet,
+recent, rewrite, retired, census; archive, deltalog, replay (the Delta commit path); storage (the one seam) with disk
+and bucket (asking, credentials, ranges).
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tiers.cold import ColdMemory as ColdMemory
-    from tiers.cold import ColdSettings as ColdSettings
+    from tiers.cold_settings import ColdSettings as ColdSettings
     from tiers.glacier import GlacierMemory as GlacierMemory
     from tiers.glacier_settings import GlacierSettings as GlacierSettings
     from tiers.hot import HotMemory as HotMemory
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "ColdMemory": "tiers.cold",
-    "ColdSettings": "tiers.cold",
+    "ColdSettings": "tiers.cold_settings",
     "GlacierMemory": "tiers.glacier",
     "GlacierSettings": "tiers.glacier_settings",
     "Hit": "tiers.tier",

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from contextlib import suppress
 from itertools import compress
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -19,15 +18,13 @@ import pyarrow.compute as pc
 import structlog
 
 from tiers import codec, failpoint, packed, record
+from tiers.cold_settings import ColdSettings
 from tiers.cold_table import Table
 from tiers.errors import OutcomeUnknown, TierCorrupt, TierFull, TierUnavailable
 from tiers.listed import Known, all_known
 from tiers.record import Bools, Floats, Int64s, Row
 from tiers.side import SideFile
 from tiers.tier import Location, Places, Usage
-
-if TYPE_CHECKING:
-    from tiers.cold import ColdSettings
 
 PAGE_ROWS = 8_192  # read from DuckDB at once: 12 MB at 256 dimensions
 

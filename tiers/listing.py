@@ -10,7 +10,6 @@ import base64
 import hashlib
 from collections.abc import AsyncIterator, Iterator, Sequence
 from functools import partial
-from typing import TYPE_CHECKING
 
 import msgspec
 import pyarrow as pa
@@ -19,18 +18,17 @@ import pyarrow.compute as pc
 from tiers.criteria import Criteria
 from tiers.deadline import Deadline
 from tiers.errors import InvalidRecord, TierUnavailable
+from tiers.reading import Reading
+from tiers.scan import Scanner
 from tiers.segment import View
 from tiers.tier import Hit, Query, Result
-
-if TYPE_CHECKING:
-    from tiers.read import Reading
 
 IDS_MAX = 65_536  # ids looked up in one pass over the index
 PAGE_BYTES = 16_777_216  # of payload: a page ends early there
 FETCH_ROWS = 64  # rows fetched together: with the largest payloads 16 MB
 
 
-async def page(reading: Reading) -> Result:
+async def page(reading: Reading, scanner: Scanner) -> Result:
     """Return the next `limit` records, fewer where they are large; InvalidRecord("cursor") for a foreign cursor.
 
     Where the deadline leaves segments unread no place in the order is certain: the answer is empty, incomplete, and
@@ -39,7 +37,7 @@ async def page(reading: Reading) -> Result:
     query = reading.query
     views = reading.views(facts=True)
     after = decode_cursor(query.cursor, query)
-    ids, whole = await _ids(reading, views, after, query.limit + 1)
+    ids, whole = await _ids(reading, scanner, views, after, query.limit + 1)
     live = sum(int(view.mask.sum()) for view in views)
     if not whole:
         reading.missed.update(reading.tiers)
@@ -58,12 +56,12 @@ async def _fetch(reading: Reading, ids: Sequence[str]) -> list[Hit]:
     return [Hit(*rows[identifier]) for identifier in ids if identifier in rows]
 
 
-async def everything(reading: Reading) -> AsyncIterator[list[Hit]]:
+async def everything(reading: Reading, scanner: Scanner) -> AsyncIterator[list[Hit]]:
     """Yield every record that meets the criteria, some at a time; TierUnavailable when a tier does not answer."""
     after, more = "", True
     while more:
         views = reading.views(facts=True)
-        ids, _ = await _ids(reading, views, after, IDS_MAX)
+        ids, _ = await _ids(reading, scanner, views, after, IDS_MAX)
         more = len(ids) == IDS_MAX
         for start in range(0, len(ids), FETCH_ROWS):
             hits = await _fetch(reading, ids[start : start + FETCH_ROWS])
@@ -74,11 +72,11 @@ async def everything(reading: Reading) -> AsyncIterator[list[Hit]]:
         after = ids[-1] if ids else after
 
 
-async def _ids(reading: Reading, views: list[View], after: str, count: int) -> tuple[list[str], bool]:
+async def _ids(reading: Reading, scanner: Scanner, views: list[View], after: str, count: int) -> tuple[list[str], bool]:
     """Return the first `count` ids beyond `after`, in order, and whether every segment was read."""
     deadline = reading.deadline
     job = partial(_first, views, reading.criteria, after, count, deadline)
-    (found,) = await reading.scanner.on_threads(deadline, [job])
+    (found,) = await scanner.on_threads(deadline, [job])
     return sorted(identifier for ids in found for identifier in ids)[:count], len(found) == len(views)
 
 

@@ -11,18 +11,16 @@ was updated after the scan saw it is fetched whole, filtered anew, and scored as
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from tiers import score
 from tiers.best import Candidates
 from tiers.placed import Located
+from tiers.reading import Reading
 from tiers.record import Floats, Row
 from tiers.tier import WHOLE, Hit
-
-if TYPE_CHECKING:
-    from tiers.read import Reading
 
 EXACT_ROWS = 1_024  # vectors fetched at once for an exact search
 FIRST_PER_K, FIRST_MORE = 2, 28  # fetched first: 48 for ten

@@ -11,7 +11,7 @@ import asyncio
 import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeVar, cast
+from typing import NamedTuple, Protocol, TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -20,14 +20,12 @@ from tiers import score
 from tiers.best import Best, Candidates, merged
 from tiers.criteria import Criteria
 from tiers.deadline import Deadline
+from tiers.reading import Reading
 from tiers.record import Floats, Int64s
 from tiers.segment import SEGMENT_ROWS, View
 from tiers.tier import TierName
 from tiers.trace import Trace
 from tiers.worker import SerialExecutor
-
-if TYPE_CHECKING:
-    from tiers.read import Reading
 
 ONES = np.ones(SEGMENT_ROWS, np.float32)
 NO_SLOTS = np.zeros(0, np.int64)

@@ -8,40 +8,36 @@ Each arrow is a module: `scan`, `rerank`.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 
 from tiers import rerank
+from tiers.reading import Reading
 from tiers.record import Floats
-from tiers.scan import Scanned
+from tiers.scan import Scanned, Scanner
 from tiers.tier import Result, TierName
-
-if TYPE_CHECKING:
-    from tiers.read import Reading
 
 LOOKS_MAX = 4
 CANDIDATES = 200  # taken at least where there are codes; those of them that may be among the k best are fetched
 MARGIN = 32  # candidates taken beyond k: some may be deleted or get a lower score meanwhile
 
 
-async def nearest(reading: Reading, vector: Floats) -> Result:
+async def nearest(reading: Reading, scanner: Scanner, vector: Floats) -> Result:
     """Return the k nearest to `vector` that meet the criteria, nearest first, ties by id.
 
     Where so many candidates were deleted while they were fetched that fewer than k are left, it looks again.
     """
     for _ in range(LOOKS_MAX - 1):
-        result, wanted = await _once(reading, vector)
+        result, wanted = await _once(reading, scanner, vector)
         if len(result.hits) >= min(reading.query.k, wanted) or reading.missed or reading.deadline.passed:
             return result
-    return (await _once(reading, vector))[0]
+    return (await _once(reading, scanner, vector))[0]
 
 
-async def _once(reading: Reading, vector: Floats) -> tuple[Result, int]:
+async def _once(reading: Reading, scanner: Scanner, vector: Floats) -> tuple[Result, int]:
     """Return the answer of one look, and how many records met the criteria when it began."""
     reading.trace.count("looks", 1)
     count = _count(reading)
-    scanned = await reading.scanner.scan(reading, vector, count)
+    scanned = await scanner.scan(reading, vector, count)
     reading.trace.count("candidates", len(scanned.candidates))
     with reading.trace.step("fetch"):
         hits = await rerank.hits(reading, vector, scanned.candidates)

@@ -111,6 +111,7 @@ async def test_a_stopped_owner_is_fenced(stack: Stack, prefix: str, tmp_path: Pa
             wanted = {identifier: n for identifier, n in wanted.items() if identifier not in DELETED}
             assert wanted == {i: n for i, n in (await listing(heir.address)).items() if n in (0, 7)}
             await until(lambda: at_rest(heir.address), READY_S)
+            await heir.kill()  # so that nobody but the owner can change the stores
             before, refused = await state(stack, prefix, tmp_path), await fenced(stack.redis)
             owner.signal(signal.SIGCONT)
             assert await owner.dies(READY_S), owner.said()[-2_000:]
@@ -118,6 +119,8 @@ async def test_a_stopped_owner_is_fenced(stack: Stack, prefix: str, tmp_path: Pa
             assert any("Fenced" in failed["error"] for failed in owner.events("node.failed")), owner.reason()
             assert before == await state(stack, prefix, tmp_path)
             assert not refusal or refused < await fenced(stack.redis)
+            heir = await Node.start(nursery, settings(stack, prefix, tmp_path, "moved"), tmp_path / "heir.log")
+            assert await heir.ready(READY_S), heir.said()
             assert wanted == await listing(heir.address)
             await heir.kill()
         finally:

@@ -30,7 +30,8 @@ from producers.changes import Changes
 from tests.consumers.world import TOPICS, FakePublisher
 from tests.valkey_server import ValkeyServer
 from tiers import disk, record
-from tiers.cold import ColdMemory, ColdSettings
+from tiers.cold import ColdMemory
+from tiers.cold_settings import ColdSettings
 from tiers.device import HostDevice
 from tiers.glacier import GlacierMemory
 from tiers.glacier_settings import GlacierSettings

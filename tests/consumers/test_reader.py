@@ -44,8 +44,8 @@ class Recorder:
     def room(self, partition: int) -> int:
         return 0 if partition in self.full else 1_000_000
 
-    def rows_in(self, message: Message) -> int:
-        return 1 if message else 0
+    def rows_in(self, messages: Sequence[Message]) -> list[int]:
+        return [1] * len(messages)
 
     def reach(self, partition: int, position: int) -> None:
         pass

@@ -20,7 +20,8 @@ from pipeline.embed import load_embedder
 from tests.tiers.rows import NOW_MS
 from tests.valkey_server import ValkeyServer
 from tiers import read, record
-from tiers.cold import ColdMemory, ColdSettings
+from tiers.cold import ColdMemory
+from tiers.cold_settings import ColdSettings
 from tiers.glacier import GlacierMemory
 from tiers.glacier_settings import GlacierSettings
 from tiers.hot import HotMemory, HotSettings

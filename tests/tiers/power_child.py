@@ -18,7 +18,8 @@ from pipeline.settings import Settings
 from tests.preload import mark
 from tests.tiers.rows import DIM, SHAPE, batch, row
 from tiers import record
-from tiers.cold import ColdMemory, ColdSettings
+from tiers.cold import ColdMemory
+from tiers.cold_settings import ColdSettings
 from tiers.glacier import GlacierMemory
 from tiers.glacier_settings import GlacierSettings
 from tiers.index import Index

@@ -24,7 +24,8 @@ from hypothesis import strategies as st
 from tests.tiers.contract import PARTITIONS, TierContract
 from tests.tiers.rows import ATTRIBUTES, NOW_MS, SHAPE, batch, row, same
 from tiers import cold_table, record
-from tiers.cold import ColdMemory, ColdSettings
+from tiers.cold import ColdMemory
+from tiers.cold_settings import ColdSettings
 from tiers.errors import InvalidRecord, OutcomeUnknown, ServiceMissing, SettingsError, TierCorrupt, TierFull
 from tiers.index import Index
 from tiers.record import Row
@@ -346,7 +347,8 @@ WRITER = """
 import asyncio, os, sys
 import numpy as np
 from tests.tiers.rows import SHAPE, batch, row
-from tiers.cold import ColdMemory, ColdSettings
+from tiers.cold import ColdMemory
+from tiers.cold_settings import ColdSettings
 
 async def main(path, life):
     options = ColdSettings(path=path, segment_bytes=16384, checkpoint_bytes=60000, memory_limit_mb=256)
@@ -532,7 +534,8 @@ async def test_a_path_that_cannot_be_used_is_named(tmp_path: Path) -> None:
 OPENER = """
 import asyncio, sys
 from tests.tiers.rows import SHAPE
-from tiers.cold import ColdMemory, ColdSettings
+from tiers.cold import ColdMemory
+from tiers.cold_settings import ColdSettings
 asyncio.run(ColdMemory.open(ColdSettings(path=sys.argv[1]), SHAPE, partitions=4))
 """
 
@@ -608,7 +611,8 @@ FULL_DISK = """
 import asyncio, os, resource, sys
 from pathlib import Path
 from tests.tiers.rows import NOW_MS, SHAPE, batch, row
-from tiers.cold import ColdMemory, ColdSettings
+from tiers.cold import ColdMemory
+from tiers.cold_settings import ColdSettings
 from tiers.errors import OutcomeUnknown, TierFull
 from tiers.index import Index
 from tiers.record import Row

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from tests.tiers.rows import SHAPE, batch, row
-from tiers.cold import ColdMemory, ColdSettings
+from tiers.cold import ColdMemory
+from tiers.cold_settings import ColdSettings
 from tiers.errors import ServiceMissing
 from tiers.index import Index
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from tests.tiers.contract import PARTITIONS, TierContract
-from tiers.cold import ColdMemory, ColdSettings
+from tiers.cold import ColdMemory
+from tiers.cold_settings import ColdSettings
 from tiers.warm import WarmMemory
 from tiers.warm_settings import WarmSettings
 

@@ -12,7 +12,8 @@ from tests.tiers.rows import IDS, row
 from tests.tiers.shelves import World, never
 from tiers import listing
 from tiers.errors import InvalidRecord, TierUnavailable
-from tiers.read import Reading
+from tiers.reading import Reading
+from tiers.scan import Scanner
 from tiers.tier import Query, TierName
 
 pytestmark = pytest.mark.unit
@@ -129,4 +130,4 @@ async def test_everything_raises_rather_than_leave_out() -> None:
     reading = Reading(world.index, world.shelves, Query(deadline_ms=50))
 
     with pytest.raises(TierUnavailable, match="cold"):
-        [hits async for hits in listing.everything(reading)]
+        [hits async for hits in listing.everything(reading, Scanner())]

@@ -18,7 +18,8 @@ from tests.tiers.rows import ATTRIBUTES, batch, row
 from tiers import blocks, record, saved
 from tiers.adopting import Adopting
 from tiers.codes import Chosen, Codebook, Packed
-from tiers.cold import ColdMemory, ColdSettings
+from tiers.cold import ColdMemory
+from tiers.cold_settings import ColdSettings
 from tiers.glacier import GlacierMemory
 from tiers.glacier_settings import GlacierSettings
 from tiers.index import Index
