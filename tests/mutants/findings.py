@@ -128,7 +128,7 @@ FINDINGS = (
     Mutant(
         "take what a tier gives for what was asked",
         "R6",
-        "tiers/read.py",
+        "tiers/reading.py",
         "                    if row is None:\n                        wanted.append(where.id)\n                    else:\n"
         "                        found[where.id] = (row, name)",
         "                    if row is not None:\n                        found[where.id] = (row, name)",

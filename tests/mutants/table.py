@@ -612,7 +612,7 @@ READS = (
     Mutant(
         "show what has expired",
         "R6",
-        "tiers/read.py",
+        "tiers/reading.py",
         "            if entry is None or entry.deleted or 0 < entry.expires_at <= self.now_ms:",
         "            if entry is None or entry.deleted:",
         ("tests/tiers/test_read.py",),
@@ -620,7 +620,7 @@ READS = (
     Mutant(
         "read other namespaces by id",
         "R12",
-        "tiers/read.py",
+        "tiers/reading.py",
         "            if spaces is not None and record.namespace(entry.id) not in spaces:",
         "            if spaces is not None and not spaces:",
         ("tests/tiers/test_read.py", "tests/tiers/test_search.py"),
