@@ -295,10 +295,16 @@ ORDER = (
         "go on without the answer to what is announced again",
         "R2, R4",
         INGEST,
-        "batch.num_rows + len(decoded.letters) + len(replayed or ()))\n",
-        "batch.num_rows + len(decoded.letters) + len(replayed or ()))\n"
-        "        if replayed is not None:\n"
-        "            self.watermarks[partition].settle(record.offsets(record.versions_of(replayed)))\n",
+        "        for tier, keys in by_tier.items():\n"
+        "            versions = np.array([version for _, version in keys], np.int64)\n"
+        "            ids = [identifier for identifier, _ in keys]\n"
+        '            await self._changes.publish(partition, TierName.HOT, tier, "recovered", ids, versions)\n'
+        "        self.watermarks[partition].settle(record.offsets(record.versions_of(batch)))\n",
+        "        self.watermarks[partition].settle(record.offsets(record.versions_of(batch)))\n"
+        "        for tier, keys in by_tier.items():\n"
+        "            versions = np.array([version for _, version in keys], np.int64)\n"
+        "            ids = [identifier for identifier, _ in keys]\n"
+        '            await self._changes.publish(partition, TierName.HOT, tier, "recovered", ids, versions)\n',
         (INGESTS,),
     ),
     Mutant(
@@ -352,7 +358,14 @@ ORDER = (
 )
 
 EPOCHS = (
-    Mutant("skip the epoch in warm", "R4a", SCRIPTS, "if epoch ~= ARGV[1] then", "if false then", (WARMS,)),
+    Mutant(
+        "skip the epoch in warm",
+        "R4a",
+        SCRIPTS,
+        "if epoch ~= ARGV[1] then",
+        "if false then",
+        (f"{WARMS} -k epoch", WARMS),
+    ),
     Mutant(
         "skip the epoch in glacier",
         "R4a",
@@ -489,7 +502,7 @@ FSYNCS = (
         TABLE,
         "        fsync(directory)\n",
         "",
-        (COLDS,),
+        (f"{COLDS}::test_the_new_wal_has_its_name_synced_before_the_receipt", COLDS),
     ),
     Mutant(
         "fsync nothing at all",

@@ -100,7 +100,7 @@ async def test_a_checkpoint_takes_the_mark_back_first(left: Path) -> None:
 
 
 def test_a_mark_is_taken_back_durably(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Else a power cut leaves the mark of a WAL that a checkpoint has ended, and the open misses what is not missing."""
+    """Else a power cut leaves the mark of a WAL that a checkpoint has ended, and the open misses what is there."""
     wal = tmp_path / "cold.duckdb.wal"
     witness = Witness(tmp_path / "cold.duckdb", wal)
     witness.open()
