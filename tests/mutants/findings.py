@@ -86,6 +86,7 @@ FINDINGS = (
         "versions > self._entries.versions(self._entries.numbers(ids))",
         "versions >= self._entries.versions(self._entries.numbers(ids))",
         focus="late writes",
+        first=28,
         finding="A8",
     ),
     Mutant(
@@ -101,6 +102,7 @@ FINDINGS = (
         "rebuild without a tier that does not answer",
         "R3",
         focus="outages",
+        first=13,
         finding="A11",
         broken=frozenset({"rebuild without a tier"}),
     ),
@@ -109,6 +111,7 @@ FINDINGS = (
         "let warm take any epoch",
         "R4a",
         focus="late writes",
+        first=69,
         finding="A ORD=4, B3",
         broken=frozenset({"no epoch in warm"}),
     ),
@@ -116,6 +119,7 @@ FINDINGS = (
         "let glacier take any epoch",
         "R4a",
         focus="late writes",
+        first=34,
         finding="A ORD=4, B3",
         broken=frozenset({"no epoch in glacier"}),
     ),
@@ -133,6 +137,7 @@ FINDINGS = (
         "                        found[where.id] = (row, name)",
         "                    if row is not None:\n                        found[where.id] = (row, name)",
         focus="readers",
+        first=44,
         finding="A RECHECK, B16",
     ),
     Mutant(
@@ -142,6 +147,7 @@ FINDINGS = (
         "        if entry.version != version or entry.deleted or entry.home == TierName.HOT or entry.copy != NO_COPY:",
         "        if entry.copy != NO_COPY:",
         focus="copies",
+        first=15,
         finding="A PINST, B9",
     ),
     Mutant(
@@ -195,6 +201,7 @@ FINDINGS = (
         "settled = np.array([where.version for where in hot if where.id not in conditional], np.int64)",
         "conditional = {}\n            settled = np.array([where.version for where in hot], np.int64)",
         focus="conditions",
+        first=46,
         finding="new: see docs/testing.md",
     ),
 )
