@@ -125,7 +125,7 @@ class Ingest:
         sent_ms = np.array([message.timestamp_ms for message in messages], np.int64)
         if live:
             self.counts.aged("searchable", sent_ms, self._now_ms())
-        self.watermarks[partition].open(first, end, batch.num_rows + len(decoded.letters))
+        self.watermarks[partition].open(first, end, batch.num_rows + len(decoded.letters) + len(replayed or ()))
         self._release(partition, masked, _among(batch, conditional))
         await self._bury(partition, decoded.letters)
         if replayed is not None:
@@ -224,7 +224,10 @@ class Ingest:
             log.warning("events.rejected", partition=partition, offset=first, rows=len(some), reasons=dict(reasons))
 
     async def _announce_again(self, partition: int, batch: pa.RecordBatch) -> None:
-        """Announce replayed rows that lie below already: the life before may have died before it could."""
+        """Announce replayed rows that lie below already: the life before may have died before it could.
+
+        The watermark waits for the answer: no later life would meet them again.
+        """
         by_tier: defaultdict[TierName, list[tuple[str, int]]] = defaultdict(list)
         for identifier, version in zip(batch["id"].to_pylist(), batch["version"].to_pylist(), strict=True):
             entry = self._index.find(identifier)
@@ -234,6 +237,7 @@ class Ingest:
             versions = np.array([version for _, version in keys], np.int64)
             ids = [identifier for identifier, _ in keys]
             await self._changes.publish(partition, TierName.HOT, tier, "recovered", ids, versions)
+        self.watermarks[partition].settle(record.offsets(record.versions_of(batch)))
 
     # -- what is applied ---------------------------------------------------------------------------------------------
 

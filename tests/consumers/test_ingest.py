@@ -310,6 +310,23 @@ def test_replay_announces_again_what_lies_below():
     assert [record.version_text(life.version(2))] == change.versions
 
 
+def test_the_watermark_waits_for_what_is_announced_again():
+    """Else a commit could pass a replayed row before its place is told, and no later life would meet it again."""
+    world = World()
+    world.take("a")
+    world.finish(world.move(HOT, WARM, "a"))
+    life = world.crash()
+    apply_ = life.ingest.apply(P, [good("a", 0)])
+    while "publish.answered" not in life.trace:
+        apply_.send(None)
+
+    assert (0, 1) == (life.marks[P].value, life.marks[P].end)
+
+    life.finish(apply_)
+
+    assert (1, 1, 0) == (life.marks[P].value, life.marks[P].end, life.marks[P].dirty)
+
+
 def test_replay_of_everything_ends_where_it_was():
     """A life that has committed nothing finds every record again from the log alone."""
     world = World()

@@ -26,6 +26,23 @@ LIBRARIES += ("pyarrow.compute", "pyarrow.parquet", "pytest", "redis.asyncio", "
 KILLED, SURVIVED, BROKEN = 0, 1, 2  # a child's exit status
 
 
+class Failure:
+    """What a run of tests failed by first: a plugin of pytest. A mutant that does not even run proves nothing."""
+
+    test = reason = ""
+
+    def pytest_runtest_logreport(self, report) -> None:
+        """Take note of a test that failed, or could not be set up."""
+        if report.failed and not self.test:
+            crash = getattr(report.longrepr, "reprcrash", None)
+            self.test, self.reason = report.nodeid, crash.message.partition("\n")[0] if crash else "?"
+
+    @property
+    def misspelt(self) -> bool:
+        """Whether it was a name that the mutant had wrong."""
+        return self.reason.startswith(("NameError", "UnboundLocalError", "ImportError"))
+
+
 def notice(mutant: Mutant, quiet: int) -> int:
     """Return whether the mutant is killed. In a process of its own."""
     if mutant.file:
@@ -39,11 +56,15 @@ def notice(mutant: Mutant, quiet: int) -> int:
     import pytest
 
     for tests in mutant.tests:
+        failure = Failure()
         with Path(os.devnull).open("w") as nowhere, contextlib.redirect_stdout(nowhere):
-            status = pytest.main(["-x", "-q", "-p", "no:cacheprovider", *shlex.split(tests)])
+            try:
+                status = pytest.main(["-x", "-q", "-p", "no:cacheprovider", *shlex.split(tests)], plugins=[failure])
+            except BaseExceptionGroup:  # what a failed test has left open; pytest looks after the last one
+                status = pytest.ExitCode.TESTS_FAILED if failure.test else pytest.ExitCode.INTERNAL_ERROR
         if status == pytest.ExitCode.TESTS_FAILED:
-            os.write(quiet, tests.encode())
-            return KILLED
+            os.write(quiet, f"{failure.test}: {failure.reason[:120]}".encode())
+            return BROKEN if failure.misspelt else KILLED
         if status != pytest.ExitCode.OK:
             os.write(quiet, f"{tests}: pytest ended with {status!r}".encode())
             return BROKEN

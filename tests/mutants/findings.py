@@ -44,9 +44,8 @@ FINDINGS = (
         "forget the target row of a superseded move",
         "R3, R4",
         MOVER,
-        "        for at in np.flatnonzero(same).tolist():\n            self._index.queue.remove(target, stored[at])",
-        "        for where in stored:\n            self._index.queue.remove(target, where)\n"
-        "        for at in np.flatnonzero(same).tolist():",
+        "        for where in stored.those(~same):\n            queue.add(target, where)\n",
+        "",
         focus="moves",
         finding="A4",
     ),
@@ -58,7 +57,7 @@ FINDINGS = (
         "            try:\n"
         "                at_ms = await self._changes.publish(partition, source, target, reason, receipt.ids, receipt.versions)\n"
         "            except BaseException:\n"
-        "                self._unqueue(target, stored)\n"
+        "                queue.leave(landed)\n"
         "                raise",
         focus="outages",
         finding="A4",
@@ -87,14 +86,15 @@ FINDINGS = (
         "versions > self._entries.versions(self._entries.numbers(ids))",
         "versions >= self._entries.versions(self._entries.numbers(ids))",
         focus="late writes",
+        first=28,
         finding="A8",
     ),
     Mutant(
         "hold the watermark for replayed rows that are older",
         "R2",
         INGEST,
-        "self.watermarks[partition].open(first, end, batch.num_rows + len(decoded.letters))",
-        "self.watermarks[partition].open(first, end, counting.num_rows + len(decoded.letters))",
+        "self.watermarks[partition].open(first, end, batch.num_rows + len(decoded.letters) + len(replayed or ()))",
+        "self.watermarks[partition].open(first, end, counting.num_rows + len(decoded.letters) + len(replayed or ()))",
         focus="late writes",
         finding="A9",
     ),
@@ -102,6 +102,7 @@ FINDINGS = (
         "rebuild without a tier that does not answer",
         "R3",
         focus="outages",
+        first=13,
         finding="A11",
         broken=frozenset({"rebuild without a tier"}),
     ),
@@ -110,6 +111,7 @@ FINDINGS = (
         "let warm take any epoch",
         "R4a",
         focus="late writes",
+        first=69,
         finding="A ORD=4, B3",
         broken=frozenset({"no epoch in warm"}),
     ),
@@ -117,6 +119,7 @@ FINDINGS = (
         "let glacier take any epoch",
         "R4a",
         focus="late writes",
+        first=34,
         finding="A ORD=4, B3",
         broken=frozenset({"no epoch in glacier"}),
     ),
@@ -129,11 +132,12 @@ FINDINGS = (
     Mutant(
         "take what a tier gives for what was asked",
         "R6",
-        "tiers/read.py",
+        "tiers/reading.py",
         "                    if row is None:\n                        wanted.append(where.id)\n                    else:\n"
         "                        found[where.id] = (row, name)",
         "                    if row is not None:\n                        found[where.id] = (row, name)",
         focus="readers",
+        first=44,
         finding="A RECHECK, B16",
     ),
     Mutant(
@@ -143,6 +147,7 @@ FINDINGS = (
         "        if entry.version != version or entry.deleted or entry.home == TierName.HOT or entry.copy != NO_COPY:",
         "        if entry.copy != NO_COPY:",
         focus="copies",
+        first=15,
         finding="A PINST, B9",
     ),
     Mutant(
@@ -183,11 +188,9 @@ FINDINGS = (
         "count a row as safe before its own move is",
         "R2",
         MOVER,
-        "        began, step = time.perf_counter(), self._tracing.step\n",
-        "        began, step = time.perf_counter(), self._tracing.step\n"
+        '        failpoint.reach("move.queued", source.word, target.word)\n',
         "        if source == TierName.HOT:\n"
-        "            mark = self._watermarks[partition]\n"
-        "            mark.settle(record.offsets(np.array([w.version for w in sources], np.int64)))\n",
+        "            self._watermarks[partition].settle(record.offsets(sources.versions))\n",
         focus="moves",
         finding="B7",
     ),
@@ -198,6 +201,7 @@ FINDINGS = (
         "settled = np.array([where.version for where in hot if where.id not in conditional], np.int64)",
         "conditional = {}\n            settled = np.array([where.version for where in hot], np.int64)",
         focus="conditions",
+        first=46,
         finding="new: see docs/testing.md",
     ),
 )

@@ -14,6 +14,7 @@ UNIT = "tests/consumers"
 MOVES, INGESTS, CLEARS = f"{UNIT}/test_mover.py", f"{UNIT}/test_ingest.py", f"{UNIT}/test_clearing.py"
 ARCHIVES, COLDS, WARMS = "tests/tiers/test_archive.py", "tests/tiers/test_cold.py", "tests/tiers/test_warm.py"
 DISK, TABLE, SCRIPTS = "tiers/disk.py", "tiers/cold_table.py", "tiers/warm_scripts.py"
+QUEUE, WITNESS = "tiers/queue.py", "tiers/cold_witness.py"
 
 VERSIONS = (
     Mutant(
@@ -127,7 +128,7 @@ COMMITS = (
         "believe a commit before it is answered",
         "R5",
         "consumers/commit.py",
-        "                await self._reader.commit(ahead)\n                self._acknowledged |= ahead\n",
+        "                await self._reader.commit(ahead)\n",
         "                self._acknowledged |= ahead\n                await self._reader.commit(ahead)\n",
         (f"{UNIT}/test_commit.py",),
     ),
@@ -178,8 +179,8 @@ ORDER = (
         "evict from the queue without the second look",
         "R3",
         MOVER,
-        "gone = [where for where in keys if not self._is_home(tier, where)]",
-        "gone = list(keys)",
+        "gone = places.those(~self._index.at_home(tier, places))",
+        "gone = places",
         (f"{MOVES}::test_a_queued_row_that_has_become_the_home_only_leaves_the_queue",),
     ),
     Mutant(
@@ -194,9 +195,9 @@ ORDER = (
         "evict before publish",
         "R4",
         MOVER,
-        '        with step("announce", rows=len(receipt.ids)):\n',
+        '        with _kept(queue, landed), step("announce", rows=len(landed.places)):\n',
         "        await self._tiers[source].evict(sources, receipt)\n"
-        '        with step("announce", rows=len(receipt.ids)):\n',
+        '        with _kept(queue, landed), step("announce", rows=len(landed.places)):\n',
         (f"{MOVES}::test_the_order_of_a_move",),
     ),
     Mutant(
@@ -213,17 +214,41 @@ ORDER = (
         "store before the target row is queued",
         "R3, R4",
         MOVER,
-        "pending = [where for where in pending if self._index.queue.add(target, where)]",
-        "pending = [where for where in pending if target is source]",
+        "        pending = queue.enter(target, partition, sources.without_slots())\n",
+        "        pending = queue.enter(target, partition, sources.without_slots())\n        queue.leave(pending)\n",
         (f"{MOVES}::test_target_rows_are_queued_before_their_store_is_sent",),
     ),
     Mutant(
         "leave a refused eviction out of the queue",
         "R3",
         MOVER,
-        "        if gone:\n            evicted = await self._tiers[tier].evict(gone, receipt)\n        self._unqueue(tier, keys)",
-        "        self._unqueue(tier, keys)\n        if gone:\n            evicted = await self._tiers[tier].evict(gone, receipt)",
+        "        evicted = await self._evict_dead(tier, keys, receipt)\n        self._unqueue(tier, keys)\n",
+        "        self._unqueue(tier, keys)\n        evicted = await self._evict_dead(tier, keys, receipt)\n",
         (f"{MOVES}::test_a_refused_eviction_stays_queued",),
+    ),
+    Mutant(
+        "leave a refused eviction of a move out of the queue",
+        "R3",
+        MOVER,
+        "        with _kept(queue, leaving), step(",
+        "        queue.leave(leaving)\n        with step(",
+        (MOVES,),
+    ),
+    Mutant(
+        "let what a failed move has queued stay a group that nobody evicts",
+        "R3",
+        MOVER,
+        "        queue.part(group)\n        raise\n",
+        "        raise\n",
+        (MOVES,),
+    ),
+    Mutant(
+        "take rows out of the queue that a store of unknown outcome may have written",
+        "R3, R4",
+        MOVER,
+        "        except BaseException:\n            queue.part(pending)\n",
+        "        except BaseException:\n            queue.leave(pending)\n",
+        (MOVES,),
     ),
     Mutant(
         "drop a tombstone unannounced",
@@ -262,8 +287,24 @@ ORDER = (
         "go on without the dead letter's answer",
         "R2",
         INGEST,
-        "            for confirmed in sent:\n                await confirmed\n            self.watermarks[partition].settle(",
-        "            self.watermarks[partition].settle(",
+        "            for confirmed in sent:\n                await confirmed\n",
+        "",
+        (INGESTS,),
+    ),
+    Mutant(
+        "go on without the answer to what is announced again",
+        "R2, R4",
+        INGEST,
+        "        for tier, keys in by_tier.items():\n"
+        "            versions = np.array([version for _, version in keys], np.int64)\n"
+        "            ids = [identifier for identifier, _ in keys]\n"
+        '            await self._changes.publish(partition, TierName.HOT, tier, "recovered", ids, versions)\n'
+        "        self.watermarks[partition].settle(record.offsets(record.versions_of(batch)))\n",
+        "        self.watermarks[partition].settle(record.offsets(record.versions_of(batch)))\n"
+        "        for tier, keys in by_tier.items():\n"
+        "            versions = np.array([version for _, version in keys], np.int64)\n"
+        "            ids = [identifier for identifier, _ in keys]\n"
+        '            await self._changes.publish(partition, TierName.HOT, tier, "recovered", ids, versions)\n',
         (INGESTS,),
     ),
     Mutant(
@@ -278,7 +319,7 @@ ORDER = (
         "replay what an operator cleared",
         "R5",
         INGEST,
-        "keep = record.offsets(versions) >= self.cleared_below.get(partition, 0)",
+        "keep = record.offsets(versions) >= below",
         "keep = record.offsets(versions) >= 0",
         (CLEARS,),
     ),
@@ -286,16 +327,16 @@ ORDER = (
         "clear without a note",
         "R1, R5",
         "consumers/clearing.py",
-        "        self._notes.begin(partition, tier, below)\n        return await",
-        "        return await",
+        "        self._notes.begin(partition, tier, below)\n",
+        "",
         (CLEARS,),
     ),
     Mutant(
         "clear hot without remembering",
         "R5",
         "consumers/clearing.py",
-        "        self._notes.remember(partition, position)\n        try:",
-        "        try:",
+        "        self._notes.remember(partition, position)\n",
+        "",
         (CLEARS,),
     ),
     Mutant(
@@ -317,7 +358,14 @@ ORDER = (
 )
 
 EPOCHS = (
-    Mutant("skip the epoch in warm", "R4a", SCRIPTS, "if epoch ~= ARGV[1] then", "if false then", (WARMS,)),
+    Mutant(
+        "skip the epoch in warm",
+        "R4a",
+        SCRIPTS,
+        "if epoch ~= ARGV[1] then",
+        "if false then",
+        (f"{WARMS} -k epoch", WARMS),
+    ),
     Mutant(
         "skip the epoch in glacier",
         "R4a",
@@ -341,7 +389,7 @@ EPOCHS = (
         "tiers/valkey.py",
         "        retry=Retry(NoBackoff(), 0),",
         "        retry=Retry(NoBackoff(), 3),",
-        ("tests/tiers/test_warm_faults.py",),
+        ("tests/tiers/test_warm_faults.py -k TestLostReply",),
     ),
     Mutant(
         "take a server that does not fsync each write",
@@ -349,24 +397,20 @@ EPOCHS = (
         "tiers/valkey.py",
         '    "appendfsync": "always",\n',
         "",
-        (WARMS, "tests/tiers/test_warm_faults.py"),
+        ("tests/tiers/test_warm_faults.py -k not_durable",),
     ),
     Mutant(
         "raise the epoch after the rebuild, in the node",
         "R4a",
         "pipeline/app.py",
-        "        for partition, epoch in lease.epochs.items():\n"
-        "            await warm.raise_epoch(partition, epoch)\n"
-        "            await glacier.raise_epoch(partition, epoch)\n"
+        "        await _raise_epochs(lease.epochs, warm, glacier)\n"
         "        coder = await _open_coder(stack, settings, index, directory.path, tiers)\n"
         "        changes = Changes(publisher, topics.changes, now_ms)\n"
         "        await announce(changes, await rebuild(index, [warm, cold, glacier], settings.kafka.partitions, coder))\n",
         "        coder = await _open_coder(stack, settings, index, directory.path, tiers)\n"
         "        changes = Changes(publisher, topics.changes, now_ms)\n"
         "        await announce(changes, await rebuild(index, [warm, cold, glacier], settings.kafka.partitions, coder))\n"
-        "        for partition, epoch in lease.epochs.items():\n"
-        "            await warm.raise_epoch(partition, epoch)\n"
-        "            await glacier.raise_epoch(partition, epoch)\n",
+        "        await _raise_epochs(lease.epochs, warm, glacier)\n",
         ("tests/pipeline/test_start_order.py",),
     ),
 )
@@ -410,7 +454,7 @@ FSYNCS = (
         DISK,
         "        self._fsync((self.root / path).parent)\n",
         "",
-        (ARCHIVES,),
+        ("tests/tiers/test_disk.py",),
     ),
     Mutant(
         "skip the sync of a data file before its commit",
@@ -440,7 +484,7 @@ FSYNCS = (
         "skip the sync of a checkpoint",
         "R1",
         "tiers/deltalog.py",
-        "        self.storage.sync([checkpoint_path(self.checkpoint), LAST])\n",
+        "        self.storage.sync([made, seal, LAST])\n",
         "",
         (f"{ARCHIVES}::test_checkpoints_keep_epochs_and_files_and_are_fsynced",),
     ),
@@ -458,7 +502,7 @@ FSYNCS = (
         TABLE,
         "        fsync(directory)\n",
         "",
-        (COLDS,),
+        (f"{COLDS}::test_the_new_wal_has_its_name_synced_before_the_receipt", COLDS),
     ),
     Mutant(
         "fsync nothing at all",
@@ -486,6 +530,81 @@ FSYNCS = (
     ),
 )
 
+QUEUED = (
+    Mutant(
+        "lose a row of a move whose file is rewritten meanwhile",
+        "R3",
+        QUEUE,
+        "        for group in [group for group in self._groups if group.key(identifier) == key]:\n            self.part(group)\n",
+        "",
+        ("tests/tiers/test_queue.py",),
+    ),
+    Mutant(
+        "leave rows of a move in the queue that were looked at one by one",
+        "R3",
+        QUEUE,
+        "            self.remove_all(group.tier, group.partition, group.places)\n",
+        "            pass\n",
+        ("tests/tiers/test_queue.py",),
+    ),
+    Mutant(
+        "forget rows of a move when asked what is queued of an id",
+        "R5",
+        QUEUE,
+        "*(key for key in grouped if key is not None)",
+        "*(key for key in grouped if key is None)",
+        ("tests/tiers/test_queue.py",),
+    ),
+    Mutant(
+        "forget that a move's rows lie in a tier",
+        "R4",
+        QUEUE,
+        "        if known or self._of_tier[tier]:\n",
+        "        if self._of_tier[tier]:\n",
+        ("tests/tiers/test_queue.py",),
+    ),
+    Mutant(
+        "forget a row of a move whose home was rewritten below it",
+        "R3",
+        MOVER,
+        "        self._index.relocate_slots(TierName.GLACIER, done.ids, done.versions, done.old_slots, done.new_slots)\n",
+        "",
+        (MOVES,),
+    ),
+    Mutant(
+        "checkpoint cold before its mark is taken back",
+        "R1",
+        TABLE,
+        "            self._witness.forget()\n            self._connection.execute",
+        "            self._connection.execute",
+        ("tests/tiers/test_cold_witness.py",),
+    ),
+    Mutant(
+        "take cold's mark back without an fsync",
+        "R1",
+        WITNESS,
+        "        os.fsync(self._handle)\n",
+        "",
+        ("tests/tiers/test_cold_witness.py",),
+    ),
+    Mutant(
+        "open cold without its witness",
+        "R1",
+        TABLE,
+        "            self._witness.check()\n",
+        "            pass\n",
+        ("tests/tiers/test_cold_witness.py",),
+    ),
+    Mutant(
+        "believe a WAL of the right length",
+        "R1",
+        WITNESS,
+        "        if self._checksum(0, size, 0) != crc:\n",
+        "        if not self._wal.exists():\n",
+        ("tests/tiers/test_cold_witness.py",),
+    ),
+)
+
 READS = (
     Mutant(
         "copy segment bitmaps one by one",
@@ -506,7 +625,7 @@ READS = (
     Mutant(
         "show what has expired",
         "R6",
-        "tiers/read.py",
+        "tiers/reading.py",
         "            if entry is None or entry.deleted or 0 < entry.expires_at <= self.now_ms:",
         "            if entry is None or entry.deleted:",
         ("tests/tiers/test_read.py",),
@@ -514,7 +633,7 @@ READS = (
     Mutant(
         "read other namespaces by id",
         "R12",
-        "tiers/read.py",
+        "tiers/reading.py",
         "            if spaces is not None and record.namespace(entry.id) not in spaces:",
         "            if spaces is not None and not spaces:",
         ("tests/tiers/test_read.py", "tests/tiers/test_search.py"),
@@ -523,7 +642,7 @@ READS = (
         "keep a hit that fails the filter once updated",
         "R6",
         "tiers/rerank.py",
-        "    updated = {each.id for each in found if each.version != scan_saw[each.id]}",
+        "    updated = {each.id for each in found if each.version != candidates[each.id][0]}",
         "    updated = {each.id for each in found if each.version == -1}",
         ("tests/tiers/test_search.py",),
     ),
@@ -561,7 +680,7 @@ READS = (
     ),
 )
 
-MUTANTS = (*FINDINGS, *VERSIONS, *COMMITS, *ORDER, *EPOCHS, *FSYNCS, *READS)
+MUTANTS = (*FINDINGS, *VERSIONS, *COMMITS, *ORDER, *EPOCHS, *FSYNCS, *QUEUED, *READS)
 
 #: Killed within a moment each: the slice that runs with every test run.
 QUICK = frozenset(

@@ -18,7 +18,6 @@ from tests.simulation.log import Log
 from tests.simulation.model import Model, State
 from tests.tiers import rows
 from tests.tiers.fake import Store
-from tiers import record
 from tiers.segment import NO_COPY, Entry
 from tiers.tier import NO_SLOT, Hit, Location, TierName
 
@@ -228,27 +227,5 @@ class Checker:
             if mark.value != mark.end:
                 raise Violation(f"R2: nothing is dirty, and the watermark of {partition} stands at {mark.value}")
 
-    def ledger(self, life: Life) -> None:
-        """Placement = fold(memories, changes). A version only goes down, so the deepest place told of it counts.
 
-        That matters for a message of a former life that lands late; of one life they come in order.
-        """
-        placed: dict[tuple[str, int], int] = {}
-        for _, change in self._log.changes():
-            if change.kind == "home":
-                for name, text in zip(change.ids, change.versions, strict=True):
-                    key = name, record.parse_version(text)
-                    placed[key] = max(placed.get(key, 0), DEPTHS.index(change.target))
-        for name, partition in self._model.partition.items():
-            state = self._model.newest(name, life.marks[partition].end)
-            if state is None:
-                continue
-            entry = life.index.find(name)
-            told = DEPTHS[placed.get((name, state.version), 0)]
-            shown = TierName(entry.home).word if entry is not None else None
-            if told != shown:
-                raise Violation(f"ledger: the changes say that {name} is in {told}, the index says {shown}")
-
-
-DEPTHS = ("hot", "warm", "cold", "glacier", None)
 DROPPED = -2  # in place of the slot of a row that a rewrite has dropped

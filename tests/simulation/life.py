@@ -36,8 +36,9 @@ from tests.simulation.network import Network
 from tests.tiers.fake import FakeTier, Store
 from tests.tiers.rows import DIM
 from tiers import record
-from tiers.device import HostDevice
+from tiers.device import HostDevice, Shape
 from tiers.errors import TierUnavailable
+from tiers.host import HostArena
 from tiers.hot import HotMemory, HotSettings
 from tiers.index import Index
 from tiers.policy import PolicySettings
@@ -54,10 +55,20 @@ SHAPE = record.schema(DIM, {})  # attributes are what costs most in a small batc
 DECODER = EventDecoder(DIM, {})
 
 
-class SlowDevice(HostDevice):
+class SlowArena(HostArena):
     """Rows reach it by a thread, as they reach a GPU: there is an await between reserving a slot and showing it."""
 
+    chunk_rows = 2
+
+
+class SlowDevice(HostDevice):
+    """What has one."""
+
     name = "simulated"
+
+    def arena(self, shape: Shape) -> SlowArena:
+        """See Device."""
+        return SlowArena(shape)
 
 
 class Lease:
@@ -134,7 +145,7 @@ class Life:
             self.changes,
             SHAPE,
             self.marks,
-            lambda p: self.commit.acknowledged(p),  # noqa: PLW0108 - made in start
+            lambda p: record.pack_version(manifest.epoch, self.commit.acknowledged(p)),
             self.promotion.keep,
         )
         self.heat = Heat(self.index, RULES.heat_half_life_s, self.promotion, now_ms)

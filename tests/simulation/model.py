@@ -15,12 +15,13 @@ from tiers import record
 
 
 class State(NamedTuple):
-    """One version of an id; `expires_at` in ms, 0 for never."""
+    """One version of an id; `expires_at` in ms, 0 for never. `repeats`: the tombstone that it deletes, if any."""
 
     version: int
     offset: int
     deleted: bool
     expires_at: int
+    repeats: int | None = None
 
 
 class Model:
@@ -52,7 +53,8 @@ class Model:
             return
         version = record.pack_version(0, message.offset)
         expires_at = self.expiring.get((partition, message.offset), 0)
-        past.append(State(version, message.offset, message.value is None, expires_at))
+        repeats = condition if condition is not None and past[-1].deleted else None
+        past.append(State(version, message.offset, message.value is None, expires_at, repeats))
 
     def at(self, name: str, applied: int) -> int:
         """Return how many versions of an id the log has below an offset."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 from tests.tiers.rows import SHAPE, batch, row
 from tiers.cold import ColdMemory
 from tiers.cold_settings import ColdSettings
+from tiers.cold_witness import Witness
 from tiers.errors import ServiceMissing
 from tiers.index import Index
 
@@ -95,6 +97,25 @@ async def test_a_checkpoint_takes_the_mark_back_first(left: Path) -> None:
 
     assert STORES * ROWS == await count(killed)
     assert STORES * ROWS == await count(left)
+
+
+def test_a_mark_is_taken_back_durably(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else a power cut leaves the mark of a WAL that a checkpoint has ended, and the open misses what is there."""
+    wal = tmp_path / "cold.duckdb.wal"
+    witness = Witness(tmp_path / "cold.duckdb", wal)
+    witness.open()
+    empty = (tmp_path / "cold.mark").read_bytes()
+    wal.write_bytes(b"a commit")
+    witness.follow()
+    synced: list[bytes] = []
+    monkeypatch.setattr(os, "fsync", lambda handle: synced.append(os.pread(handle, 100, 0)))
+
+    assert empty != (tmp_path / "cold.mark").read_bytes()
+
+    witness.forget()
+    witness.close()
+
+    assert [empty] == synced
 
 
 async def test_a_database_that_is_gone_or_cut_to_nothing_is_not_made_anew(left: Path) -> None:

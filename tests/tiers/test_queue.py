@@ -33,7 +33,7 @@ class Machine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.queue, self.rows = Queue(), set[Key]()
-        self.groups: list[tuple[Group, set[Key]]] = []
+        self.groups: list[tuple[Group, set[Key], set[Key]]] = []  # each with its rows, as long as it is one, and ever
 
     @rule(tier=TIERS, identifier=st.sampled_from(IDS), slot=SLOTS)
     def add(self, tier, identifier, slot):
@@ -56,31 +56,40 @@ class Machine(RuleBasedStateMachine):
 
     @rule(tier=TIERS, ids=CHOSEN, slot=SLOTS)
     def enter(self, tier, ids, slot):
-        self.groups.append((self.queue.enter(tier, 0, places(ids, slot)), keys(tier, ids, slot)))
+        group = self.queue.enter(tier, 0, places(ids, slot))
+        self.groups.append((group, keys(tier, ids, slot), keys(tier, ids, slot)))
+
+    @rule(tier=TIERS, identifier=st.sampled_from(IDS), old=SLOTS, new=SLOTS)
+    def follow(self, tier, identifier, old, new):
+        self.queue.follow(tier, identifier, 1, old, new)
+        known = Key(tier, identifier, 1, old) in self.everything()
+        self.forget({Key(tier, identifier, 1, old)})
+        if known and Key(tier, identifier, 1, new) not in self.everything():
+            self.rows.add(Key(tier, identifier, 1, new))
 
     @rule(at=st.integers(0, 9), end=st.booleans())
     def end(self, at, end):
         if not self.groups:
             return
-        group, members = self.groups.pop(at % len(self.groups))
+        group, members, ever = self.groups.pop(at % len(self.groups))
         if end:
             grouped = group in self.queue._groups
             self.queue.leave(group)
-            self.rows -= set() if grouped else members
+            self.forget(set() if grouped else ever)
         else:
             self.queue.part(group)
             self.rows |= members
 
     def forget(self, gone: set[Key]) -> None:
         """Groups of which a row is treated alone become rows."""
-        for group, members in self.groups:
+        for group, members, _ in self.groups:
             if group not in self.queue._groups:
                 self.rows |= members
                 members.clear()
         self.rows -= gone
 
     def everything(self) -> set[Key]:
-        return self.rows.union(*(members for _, members in self.groups))
+        return self.rows.union(*(members for _, members, _ in self.groups))
 
     @invariant()
     def the_same_is_queued(self):

@@ -15,7 +15,7 @@ from tests.tiers.shelves import World, never
 from tiers import record
 from tiers.errors import InvalidRecord
 from tiers.score import scores
-from tiers.tier import TierName
+from tiers.tier import FIELDS, TierName
 
 pytestmark = pytest.mark.unit
 
@@ -89,7 +89,8 @@ async def test_an_empty_range_of_time_is_refused() -> None:
         await World().retrieve(time_from_ms=5, time_to_ms=5)
 
 
-async def test_a_row_that_fails_the_filter_once_updated_is_dropped() -> None:
+@pytest.mark.parametrize("include", [FIELDS, frozenset({"vector"})], ids=["whole rows", "vectors alone"])
+async def test_a_row_that_fails_the_filter_once_updated_is_dropped(include: frozenset[str]) -> None:
     """R6: what was updated while it was fetched is filtered as its new version, in the old one's place."""
     world = World()
     old, failing = row("a", 1, attributes={"rank": 1}), row("a", 2, attributes={"rank": 0})
@@ -100,12 +101,12 @@ async def test_a_row_that_fails_the_filter_once_updated_is_dropped() -> None:
         world.shelves[TierName.WARM].rows.clear()
 
     world.shelves[TierName.WARM].before_answer = lambda: update(failing)
-    assert await world.found(vector=QUESTION, filter="rank = 1") == []
+    assert await world.found(vector=QUESTION, filter="rank = 1", include=include) == []
 
     passing = row("a", 3, attributes={"rank": 1})
     world.put(row("a", 2, attributes={"rank": 1}), TierName.WARM)
     world.shelves[TierName.WARM].before_answer = lambda: update(passing)
-    hits = (await world.retrieve(vector=QUESTION, filter="rank = 1")).hits
+    hits = (await world.retrieve(vector=QUESTION, filter="rank = 1", include=include)).hits
 
     assert [("a", 3)] == [(hit.row.id, hit.row.version) for hit in hits]
 
