@@ -348,7 +348,7 @@ async def test_questions_with_different_filters_share_a_product(hot):
     """Two scans that wait, each with rows of its own, are one turn of the device."""
     machine = hot.device.machine
     blocked = threading.Event()
-    hot._thread.start(lambda: blocked.wait(30) and None)
+    busy = hot._thread.submit(blocked.wait, 30)
     scans = [
         hot.scan(hot.snapshot(), np.ones((5, DIM), np.float32), 3, np.array(slots)) for slots in ([1, 2], [5, 6, 9])
     ]
@@ -356,6 +356,7 @@ async def test_questions_with_different_filters_share_a_product(hot):
     await asyncio.sleep(0)
     blocked.set()
     few, more = await asyncio.gather(*tasks)
+    await busy
 
     assert [{"id-1", "id-2"}] * 5 == [set(best.ids) for best in few]
     assert [{"id-5", "id-6", "id-9"}] * 5 == [set(best.ids) for best in more]
