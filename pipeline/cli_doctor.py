@@ -45,7 +45,10 @@ def _silence() -> None:
     """Let no library say on its own what the findings will say."""
     import logging
 
+    import structlog
+
     logging.getLogger("aiokafka").setLevel(logging.CRITICAL)
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
 
 
 def _print(findings: list[Finding]) -> None:

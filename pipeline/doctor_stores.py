@@ -49,8 +49,8 @@ async def _rights(client: Redis, settings: Settings) -> list[Finding]:
     key = f"{{{settings.warm.prefix}:doctor}}:absent"
     script = valkey.Script("return 1")
     commands: list[tuple[str | int, ...]] = [
-        ("GET", key), ("MGET", key), ("GETRANGE", key, 0, 1), ("SET", key, "x", "XX"), ("UNLINK", key), ("DEL", key),
-        ("PTTL", key), ("PEXPIRE", key, 1), ("SCAN", 0, "COUNT", 1), ("SCRIPT", "LOAD", script.text),
+        ("EXISTS", key), ("GET", key), ("MGET", key), ("GETRANGE", key, 0, 1), ("SET", key, "x", "XX"), ("UNLINK", key),
+        ("DEL", key), ("PTTL", key), ("PEXPIRE", key, 1), ("SCAN", 0, "COUNT", 1), ("SCRIPT", "LOAD", script.text),
         ("EVALSHA", script.sha, 0),
     ]  # fmt: skip
     refused = []

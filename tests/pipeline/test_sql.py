@@ -210,7 +210,7 @@ async def test_a_client_that_hangs_up_ends_its_statement(service: Service) -> No
 
 
 async def test_snapshots_while_everything_moves_show_each_record_once(ageing: Settings) -> None:
-    """Ten snapshots under ageing, updates and deletes: no record twice, none that is not deleted missing."""
+    """Snapshots under ageing, updates and deletes: no record twice, none that is not deleted missing."""
     ageing = with_sql(ageing, snapshot_s=0.0)
     async with MemoryManager.open(ageing) as memory:
         await memory.ready()
@@ -229,7 +229,9 @@ async def test_snapshots_while_everything_moves_show_each_record_once(ageing: Se
         async with asyncio.TaskGroup() as group:
             group.create_task(churn())
             seen: set[str] = set()
-            for _ in range(6):
+            looks = 0
+            while looks < 6 or not {"cold", "glacier"} <= seen:
+                looks += 1
                 query = "SELECT id, home, payload ->> 'n' FROM memories"
                 answer = await select(memory, query)
                 ids = [row[0] for row in answer]
@@ -238,7 +240,6 @@ async def test_snapshots_while_everything_moves_show_each_record_once(ageing: Se
                 assert {f"id-{n}" for n in range(550)} <= set(ids)
                 assert all(identifier == f"id-{n}" for identifier, _, n in answer)
             stop.set()
-        assert {"cold", "glacier"} <= seen
 
 
 async def test_what_does_not_fit_is_refused(service: Service) -> None:

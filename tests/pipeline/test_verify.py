@@ -11,6 +11,7 @@ from typing import Any, cast
 
 import msgspec
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from pipeline import MemoryManager
@@ -21,10 +22,10 @@ from pipeline.verify_survey import Found, Survey
 from pipeline.verify_survey import homes as homes_of
 from tests.nodes import rows, until
 from tests.pipeline.test_questions import COUNT, Service, service
-from tiers import codec
+from tiers import codec, packed
 from tiers.cold import ColdMemory
 from tiers.glacier import GlacierMemory
-from tiers.tier import TierName
+from tiers.tier import Places, TierName
 from tiers.warm import WarmMemory
 
 __all__ = ["service"]
@@ -163,11 +164,11 @@ async def test_a_side_file_that_differs_is_made_right(service: Service) -> None:
     """From DuckDB, which is the truth: a flipped row, and a slot that it alone has."""
     cold, entry = cold_of(service), service.memory.node.index.find("id-25")
     assert entry is not None
-    packed = [codec.encode(replace(rows(1)[0], id="x", version=1))]
+    wrong = pa.array([codec.encode(replace(rows(1)[0], id="x", version=1))], packed.BYTES)
 
     def damage() -> None:
-        cold._rows._side.append(np.array([entry.slot]), packed)
-        cold._rows._side.append(np.array([10_000]), packed)
+        cold._rows._side.append(np.array([entry.slot]), wrong)
+        cold._rows._side.append(np.array([10_000]), wrong)
 
     await cold._writer.run(damage)
     assert [("side", "cold", "", False), ("side", "cold", "id-25", False)] == kinds(await verify(service))
@@ -182,7 +183,7 @@ async def test_a_row_lost_from_duckdb_is_found(service: Service) -> None:
     cold, entry = cold_of(service), service.memory.node.index.find("id-21")
     assert entry is not None
     where = record_location(entry)
-    await cold._writer.run(cold._rows._table.delete, [where])
+    await cold._writer.run(cold._rows._table.delete, Places.of([where]))
 
     assert ("missing", "cold", "id-21", False) in kinds(await verify(service))
 
