@@ -9,7 +9,6 @@ import signal
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import httpx
 
@@ -138,8 +137,11 @@ async def sweep(http: httpx.AsyncClient, checker: Checker) -> None:
     ids = sorted(checker.ledger.events)
     for start in range(0, len(ids), 500):
         part = ids[start : start + 500]
-        answer: dict[str, Any] = (await http.post("/v1/retrieve", json={"ids": part})).json()
-        found = {hit["id"]: hit["payload"]["n"] for hit in answer["hits"]}
+        answer = await http.post("/v1/retrieve", json={"ids": part})
+        if answer.status_code != 200:
+            checker.note("lost", "", f"the last read of {len(part)} ids was answered {answer.text[:200]}")
+            continue
+        found = {hit["id"]: hit["payload"]["n"] for hit in answer.json()["hits"]}
         for identifier in part:
             checker.settled(identifier, found.get(identifier), "last read")
     lines = (await http.get("/v1/memories")).text.splitlines()

@@ -103,8 +103,15 @@ class Life:
         self.task.cancel()
         await asyncio.wait({self.task})
 
+    async def _bury(self) -> None:
+        left = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in left:
+            task.cancel()
+        await asyncio.gather(*left, return_exceptions=True)
+
     def end(self) -> None:
-        """End the loop."""
+        """End the loop, and what a crash has left on it."""
+        self.do(self._bury())
         self.loop.call_soon_threadsafe(self.loop.stop)
         self.thread.join()
         self.loop.close()
