@@ -27,9 +27,7 @@ def chromium() -> str:
     """Return the browser's path; AssertionError says how to get one."""
     named = os.environ.get("ISOTHERM_CHROMIUM")
     found = named or next((path for name in NAMES if (path := shutil.which(name))), None)
-    assert found, (
-        "no Chromium: apt-get install chromium (make system does, as root on Debian), or set ISOTHERM_CHROMIUM"
-    )
+    assert found, "no Chromium: apt-get install chromium (make tools does, as root on Debian), or set ISOTHERM_CHROMIUM"
     return found
 
 

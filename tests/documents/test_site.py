@@ -6,7 +6,6 @@ import functools
 import http.server
 import re
 import shlex
-import shutil
 import subprocess
 import sys
 import threading
@@ -24,10 +23,10 @@ from pipeline.cli import app
 from pipeline.settings import Settings
 from scripts import pages, site
 from scripts.site import ROOT
+from tests.browser import browser
 
 DOCS = ROOT / "docs"
 TEXTS = {file: file.read_text() for file in sorted(DOCS.rglob("*.md"))}
-CHROMIUM = shutil.which("chromium")
 LOADED = {
     "script": "src",
     "img": "src",
@@ -102,17 +101,13 @@ def served(built: Path) -> Iterator[str]:
             thread.join()
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed")
 def test_a_browser_asks_no_other_host(served: str):
     """Chromium, light and dark: pictures are shown, a search finds, no console error, no request elsewhere."""
-    from playwright.sync_api import sync_playwright
-
     asked: set[str] = set()
     errors: list[str] = []
-    with sync_playwright() as play:
-        browser = play.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+    with browser() as started:
         for scheme in ("light", "dark"):
-            page = browser.new_page(color_scheme=scheme)
+            page = started.new_page(color_scheme=scheme)
             page.on("request", lambda request: asked.add(urlsplit(request.url).netloc))
             page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
             for name in ("index", "model", "tutorial"):
@@ -124,7 +119,6 @@ def test_a_browser_asks_no_other_host(served: str):
             page.keyboard.type("watermark")
             page.locator(".md-search-result__item").first.wait_for(timeout=20_000)
             page.close()
-        browser.close()
 
     assert {urlsplit(served).netloc} == asked
     assert [] == errors
