@@ -23,6 +23,7 @@ SPREAD_S = 20  # event times lie up to this far back
 PUBLISH_S = 15  # how long the stream is published for
 SETTLE_S = 90  # how long the tiers get to fill and the queues to empty
 RESERVE = 400  # records kept back to go on trickling while older ones age
+TRICKLE_S = 270  # how long they last: on a busy machine settling and checking take so long
 LAST = 50  # of these, published just before the node is stopped, so that hot is not empty then
 
 
@@ -108,7 +109,7 @@ async def trickle(world: World, producer: MemoryProducer, stop: asyncio.Event) -
     """Go on publishing the reserve until stopped, so that the newest are hot while everything is checked."""
     reserve = range(streamed(world), len(world.texts) - LAST)
     rows = iter(reserve)
-    async for _ in ticks(stop, SETTLE_S * 1_000 // max(1, len(reserve))):
+    async for _ in ticks(stop, TRICKLE_S * 1_000 // max(1, len(reserve))):
         at = next(rows, None)
         if at is None:
             return
