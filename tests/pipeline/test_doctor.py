@@ -131,7 +131,7 @@ async def wrong_password(world: World) -> Settings:
 
 async def few_rights(world: World) -> Settings:
     acl = world.path / "users.acl"
-    rights = "+info +config|get +ping +script|load +evalsha +get +mget +scan +pttl +time"
+    rights = "+info +config|get +ping +script|load +evalsha +exists +get +mget +scan +pttl +time"
     acl.write_text(f"user default on nopass ~* {rights}\n")
     return world.settings(warm__url=world.valkey(aclfile=str(acl)))
 
