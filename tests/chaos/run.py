@@ -106,10 +106,12 @@ async def _settle(world: World, outcome: Outcome) -> None:
         outcome.tally.failures.append(f"the last node did not answer: {node.said()[-1500:]!r}")
         return
     async with httpx.AsyncClient(base_url=node.address, timeout=60) as http:
-        at_rest = await rest(http, checker.ledger)
-        if not at_rest:
-            outcome.tally.failures.append(f"not at rest after {SETTLE_S} s")
-        await sweep(http, checker)
+        try:
+            if not await rest(http, checker.ledger):
+                outcome.tally.failures.append(f"not at rest after {SETTLE_S} s")
+            await sweep(http, checker)
+        except httpx.TransportError as error:
+            outcome.tally.failures.append(f"the last node went away: {error!r}")
     node.signal(signal.SIGTERM)
     await node.dies(60)
     if not node.dead or node.death.result():

@@ -26,6 +26,7 @@ from tests.nodes import until
 READY_S = 90.0
 PARTITIONS = 2
 DRAIN_S = 3.0
+IDS = 900  # at 400 events a second an id is updated every two seconds: a slow machine has time to move it
 
 
 def settings(stack: Stack, prefix: str, data: Path, **more: Any) -> dict[str, Any]:
@@ -41,9 +42,10 @@ async def stream(sender: Sender, rate: int, stop: asyncio.Event) -> None:
     n = 0
     while not stop.is_set():
         for _ in range(rate // 20):
-            sender.send(f"k/{n % 300}", deleted=n % 11 == 0)
+            sender.send(f"k/{n % IDS}", deleted=n % 11 == 0)
             n += 1
-        await asyncio.to_thread(sender.step, 0.05)
+        await asyncio.to_thread(sender.step, 0.0)
+        await asyncio.sleep(1 / 20)  # the rate: acknowledgements come sooner
     await asyncio.to_thread(sender.close)
 
 

@@ -33,5 +33,5 @@ async def test_nothing_is_lost(tmp_path: Path) -> None:
 )
 async def test_a_broken_rule_is_found(tmp_path: Path, rule: str, point: str, kind: str) -> None:
     """Warm's rows are gone before cold has them, and the node dies in between; a receipt for what was never stored."""
-    outcome = await run(tmp_path, kills=2, seed=3, ids=200, rule=rule, wanted=[point], share=0.0)
+    outcome = await run(tmp_path, kills=4, seed=3, ids=200, rule=rule, wanted=[point], share=0.0)
     assert outcome.checker.counts[kind], outcome.tally

@@ -179,10 +179,10 @@ def test_a_tier_that_hangs_is_marked_and_heals(open_page: Callable[..., Watched]
     os.kill(valkey._process.pid, signal.SIGSTOP)
     try:
         expect(page.locator(".tier[data-tier=warm]")).to_contain_text("does not answer", timeout=SOON_MS)
-        expect(page.locator("#state")).to_have_attribute("data-state", "sick")
+        expect(page.locator("#state")).to_have_attribute("data-state", "sick", timeout=SOON_MS)
         expect(page.locator("#notice")).to_contain_text("warm does not answer")
         expect(page.locator("#notice")).to_contain_text("isotherm doctor")
-        expect(page.locator(".tier[data-tier=hot] .flow b").first).to_have_text("\N{EN DASH}")
+        expect(page.locator(".tier[data-tier=hot] .flow b").first).to_have_text("\N{EN DASH}", timeout=SOON_MS)
     finally:
         os.kill(valkey._process.pid, signal.SIGCONT)
     expect(page.locator("#state")).to_have_attribute("data-state", "ready", timeout=SOON_MS)
