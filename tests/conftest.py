@@ -18,7 +18,9 @@ import uvloop
 
 from pipeline.stack import Stack
 
-pytest.register_assert_rewrite("tests.tiers.contract", "tests.tiers.strict", "tests.nodes")
+pytest.register_assert_rewrite(
+    "tests.tiers.contract", "tests.tiers.strict", "tests.nodes", "tests.pipeline.memory_model"
+)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
