@@ -147,7 +147,8 @@ async def sweep(http: httpx.AsyncClient, checker: Checker) -> None:
         for identifier in part:
             checker.settled(identifier, found.get(identifier), "last read")
     lines = (await http.get("/v1/memories")).text.splitlines()
-    listed = [(said["id"], said["payload"]["n"]) for said in map(json.loads, lines)]
+    said = [json.loads(line) for line in lines]
+    listed = [(each["id"], each["payload"]["n"]) for each in said if "id" in each]  # else it broke off, and says why
     if len(dict(listed)) != len(listed):
         checker.note("stale", "", "the listing has an id twice")
     shown = dict(listed)
