@@ -25,7 +25,7 @@ def candidates(values: np.ndarray, *, approximate: bool = True) -> Candidates:
 def test_what_is_left_out_is_not_among_the_best(seed: int, noise: float, shift: float, factor: float) -> None:
     """With errors bounded by two deviations of those that were seen, the k best are all fetched, whatever the bias."""
     random = np.random.default_rng(seed)
-    values = np.sort(random.random(COUNT).astype(np.float32))[::-1]
+    values = np.sort(random.random(COUNT).astype(np.float32) * np.float32(0.2))[::-1]  # near each other
     wrong = noise * np.where(np.arange(COUNT) % 2, 1.0, -1.0)
     exact = (values * factor + shift + wrong).astype(np.float32)
     found = candidates(values).likely(FIRST, exact[:FIRST], np.arange(FIRST), factor, K)
