@@ -27,6 +27,7 @@ def test_what_is_left_out_is_not_among_the_best(seed: int, noise: float, shift: 
     random = np.random.default_rng(seed)
     values = np.sort(random.random(COUNT).astype(np.float32) * np.float32(0.2))[::-1]  # near each other
     wrong = noise * np.where(np.arange(COUNT) % 2, 1.0, -1.0)
+    wrong[FIRST:] = 1.9 * noise
     exact = (values * factor + shift + wrong).astype(np.float32)
     found = candidates(values).likely(FIRST, exact[:FIRST], np.arange(FIRST), factor, K)
 
