@@ -39,6 +39,8 @@ STILL: dict[str, dict[str, float]] = {
     "cold": {"policy.hot_age_s": 0.1, "policy.warm_heat_min": NEVER, "policy.cold_idle_s": NEVER},
     "glacier": {"policy.hot_age_s": 0.1, "policy.warm_heat_min": NEVER, "policy.cold_idle_s": 0.1},
 }
+#: What has to be empty before everything has come to rest there.
+BEFORE: dict[str, tuple[str, ...]] = {"hot": (), "warm": ("hot",), "cold": ("hot",), "glacier": ("hot", "cold")}
 #: From here on the clearing is noted, and must be finished by whoever starts next.
 NOTED = ("clear.remembered", "clear.hot", "clear.noted", "clear.older", "clear.announced", "clear.disc", "clear.struck")
 
@@ -127,7 +129,7 @@ class Clearings:
         return node
 
     async def _fill(self, http: httpx.AsyncClient, tier: str) -> None:
-        """Publish, and wait until hot is empty or the tier to be cleared is hot."""
+        """Publish, and wait until nothing is on its way to the tier any more."""
         await asyncio.to_thread(self._publish)
         self.checker.ledger.read()
         token = encode_token({partition: end - 1 for partition, end in self.checker.ledger.ends.items()}, 0)
@@ -135,8 +137,9 @@ class Clearings:
         deadline = time.monotonic() + REST_S
         while time.monotonic() < deadline:
             tiers: dict[str, Any] = (await http.get("/v1/tiers")).json()["tiers"]
-            moved = tier == "hot" or not tiers["hot"]["records"] + tiers["hot"]["tombstones"]
-            if moved and tiers[tier]["records"]:
+            if tiers[tier]["records"] and not any(
+                tiers[each]["records"] + tiers[each]["tombstones"] for each in BEFORE[tier]
+            ):
                 return
             await asyncio.sleep(0.1)
         self._tally.failures.append(f"clearing: nothing came to rest in {tier}")
