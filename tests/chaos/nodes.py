@@ -28,8 +28,7 @@ class Nursery:
         )
         assert self._process.stdout
         assert json.loads(await self._process.stdout.readline()) == {"ready": True}
-        self._born: asyncio.Queue[int] = asyncio.Queue()
-        self._deaths: dict[int, asyncio.Future[int]] = {}
+        self._born: asyncio.Queue[tuple[int, asyncio.Future[int]]] = asyncio.Queue()
         self._hearing = asyncio.create_task(self._hear())
         return self
 
@@ -41,13 +40,14 @@ class Nursery:
 
     async def _hear(self) -> None:
         assert self._process.stdout
+        alive: dict[int, asyncio.Future[int]] = {}  # a process id may come again once its node is dead
         async for line in self._process.stdout:
             said = json.loads(line)
-            death = self._deaths.setdefault(said["pid"], asyncio.get_running_loop().create_future())
             if "status" in said:
-                death.set_result(said["status"])
+                alive.pop(said["pid"]).set_result(said["status"])
             else:
-                self._born.put_nowait(said["pid"])
+                alive[said["pid"]] = asyncio.get_running_loop().create_future()
+                self._born.put_nowait((said["pid"], alive[said["pid"]]))
 
     async def bear(
         self, arguments: list[str], environment: dict[str, str], log: Path
@@ -56,8 +56,7 @@ class Nursery:
         assert self._process.stdin
         wanted = {"arguments": arguments, "environment": environment, "log": str(log)}
         self._process.stdin.write(json.dumps(wanted).encode() + b"\n")
-        pid = await self._born.get()
-        return pid, self._deaths.setdefault(pid, asyncio.get_running_loop().create_future())
+        return await self._born.get()
 
 
 class Node:
