@@ -30,7 +30,7 @@ class KafkaSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     prefix: str = "isotherm"
     partitions: int = 8
     replication: int = 1
-    linger_ms: int = 2
+    linger_ms: int = 0
     batch_bytes: int = 262_144
     send_timeout_s: float = 30.0
 
