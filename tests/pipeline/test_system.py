@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from pathlib import Path
 
 import msgspec
@@ -52,6 +53,22 @@ async def test_a_stored_record_is_found_at_once_with_its_token(settings: Setting
         assert (row.payload, row.attributes) == (result.hits[0].row.payload, result.hits[0].row.attributes)
         assert np.array_equal(row.vector, result.hits[0].row.vector)
         assert result.complete
+
+
+@pytest.mark.parametrize("query", [Query(ids=["id-1"]), Query(vector=np.ones(DIM, np.float32))], ids=["id", "search"])
+async def test_who_asks_again_and_again_does_not_keep_the_row_from_coming(settings: Settings, query: Query) -> None:
+    """Most answers wait for nothing, so that a caller who polls would never let the reader have its turn."""
+    async with MemoryManager.open(settings) as memory:
+        await memory.ready()
+        await memory.store(rows(1))
+        waiting = asyncio.create_task(memory.store(rows(2)[1:]))
+        await asyncio.sleep(0)
+        until_s, found = time.monotonic() + 20, False
+        while not found and time.monotonic() < until_s:  # no timeout of asyncio's: that needs its turn as well
+            found = "id-1" in {hit.row.id for hit in (await memory.retrieve(query)).hits}
+
+        assert found
+        await waiting
 
 
 async def test_records_travel_down_and_answers_stay_the_same(ageing: Settings) -> None:
