@@ -13,6 +13,7 @@ import shutil
 import sys
 import tempfile
 import time
+from collections import Counter
 from contextlib import AsyncExitStack
 from importlib.metadata import version
 from pathlib import Path
@@ -237,7 +238,7 @@ async def _check_searches(checks: Checks, world: World, http: httpx.AsyncClient,
             differ.append(f"{question}: {[hit['id'] for hit in answer.get('hits', [])]} not {[i for i, _ in wanted]}")
     checks.add(f"searches equal an exact computation over what was published{when}", differ, f"{len(QUESTIONS)} asked")
     listed = [json.loads(line)["id"] for line in (await http.get("/v1/memories")).text.splitlines()]
-    odd = sorted(set(listed) ^ set(ids)) + [i for i in listed if listed.count(i) > 1][:1]
+    odd = sorted(set(listed) ^ set(ids)) + [i for i, times in Counter(listed).items() if times > 1][:1]
     checks.add(f"the listing has every live id once and nothing else{when}", odd, f"{len(listed)} ids")
 
 
