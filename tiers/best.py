@@ -49,7 +49,7 @@ class Candidates(NamedTuple):
         triples = zip(self.of[places].tolist(), self.rows[places].tolist(), places.tolist(), strict=True)
         for array, row, place in triples:
             best = self.bests[array]
-            named.setdefault(best.ids[row], (int(best.versions[row]), place))
+            named.setdefault(best.ids[row], (best.versions.item(row), place))
         return named
 
     def likely(

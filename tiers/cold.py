@@ -28,7 +28,7 @@ from tiers.errors import ServiceMissing, SettingsError
 from tiers.index import Index
 from tiers.listed import Known
 from tiers.record import Bools, Int64s, Row
-from tiers.tier import Location, Places, Query, Receipt, Result, TierName, Usage, Vectors
+from tiers.tier import AT_ONCE_ROWS, Location, Places, Query, Receipt, Result, TierName, Usage, Vectors
 from tiers.worker import SerialExecutor
 
 READERS = 2  # threads
@@ -142,6 +142,11 @@ class ColdMemory:
             for at, row in zip(doubtful, rows, strict=True):
                 found[at] = row.vector if row is not None else None
         return Vectors(found)
+
+    def vectors_at_once(self, places: Places) -> Vectors | None:
+        """See Tier: what the kernel has of the side file in memory."""
+        found = self._rows.vectors_at_once(places) if len(places) <= AT_ONCE_ROWS else None
+        return None if found is None else Vectors(found)
 
     async def _recover(self, locations: Sequence[Location]) -> list[Row | None]:
         """Return rows that the side file cannot show from DuckDB, and put the side file right."""

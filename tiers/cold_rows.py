@@ -202,8 +202,7 @@ class ColdRows:
         """Return vectors from the side file, and the positions of those that it cannot show rightly. Any thread."""
         found: list[Floats | None] = [None] * len(places.ids)
         doubtful: list[int] = []
-        asked = zip(self._side.read(places.slots), places.ids, places.versions.tolist(), strict=True)
-        for at, (data, identifier, version) in enumerate(asked):
+        for at, (data, identifier, version) in enumerate(zip(self._side.read(places.slots), *places.keys, strict=True)):
             if data is None:
                 continue
             with suppress(TierCorrupt):
@@ -211,6 +210,17 @@ class ColdRows:
             if found[at] is None:
                 doubtful.append(at)
         return found, doubtful
+
+    def vectors_at_once(self, places: Places) -> list[Floats | None] | None:
+        """Return vectors from the side file; None if one is not in memory, or cannot be shown rightly. Any thread."""
+        held = self._side.read_at_once(places.slots)
+        if held is None:
+            return None
+        try:
+            found = list(map(codec.decode_vector, held, *places.keys))
+        except TierCorrupt:
+            return None
+        return None if any(vector is None for vector in found) else found
 
     def recover(self, locations: Sequence[Location]) -> list[Row | None]:
         """Return rows from DuckDB, and append again what the side file shows otherwise; TierCorrupt: unreadable."""

@@ -36,7 +36,7 @@ from tiers.record import Bools, Floats, Int64s, Row
 from tiers.rewrite import Rewrite
 from tiers.storage import Storage
 from tiers.takeout import take_out
-from tiers.tier import SKIPPED, Location, Places, Query, Receipt, Result, TierName, Usage, Vectors
+from tiers.tier import AT_ONCE_ROWS, SKIPPED, Location, Places, Query, Receipt, Result, TierName, Usage, Vectors
 from tiers.worker import SerialExecutor
 
 ENTRY_ROWS = 16_384  # of a file, looked through at once for rows that need their vectors
@@ -178,14 +178,7 @@ class GlacierMemory:
 
     async def vectors(self, places: Places, *, spent: int | None = 0) -> Vectors:
         """See Tier. From a bucket at most `search_groups_max` row groups are read, those of the most wanted rows."""
-        found: list[Floats | None] = [None] * len(places.ids)
-        missing: list[Missing] = []
-        for at, where in enumerate(places):
-            place = self._files.find(where)
-            if place is not None:
-                found[at] = self._recent.vector(where)
-                if found[at] is None:
-                    missing.append(Missing(at, where, *place))
+        found, missing = self._cached(places)
         if not missing:
             return Vectors(found)
         groups = await self._readers.run(self._files.groups, [(each.file, each.row) for each in missing])
@@ -198,6 +191,23 @@ class GlacierMemory:
         for at, row in await self._read(chosen):
             found[at] = None if row is None else row.vector
         return Vectors(found, len(read))
+
+    def vectors_at_once(self, places: Places) -> Vectors | None:
+        """See Tier: what is in the cache."""
+        found, missing = self._cached(places) if len(places) <= AT_ONCE_ROWS else ([], True)
+        return None if missing else Vectors(found)
+
+    def _cached(self, places: Places) -> tuple[list[Floats | None], list[Missing]]:
+        """Return the vectors that the cache has, and which rows have to be read."""
+        found: list[Floats | None] = [None] * len(places)
+        missing: list[Missing] = []
+        for at, where in enumerate(places):
+            place = self._files.find(where)
+            if place is not None:
+                found[at] = self._recent.vector(where)
+                if found[at] is None:
+                    missing.append(Missing(at, where, *place))
+        return found, missing
 
     async def _read(self, missing: Sequence[Missing]) -> list[tuple[int, Row | None]]:
         """Read rows from their files and keep them."""

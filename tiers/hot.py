@@ -378,6 +378,10 @@ class HotMemory:
         return self._fetch([where])[0]
 
     async def vectors(self, places: Places, *, spent: int | None = 0) -> Vectors:  # noqa: ARG002 - all are in memory
+        """See Tier."""
+        return self.vectors_at_once(places)
+
+    def vectors_at_once(self, places: Places) -> Vectors:
         """See Tier; copied, since a slab may be used again before they are scored."""
         columns, slots = self.columns, places.slots
         held = columns.alive[slots] & ~columns.deleted[slots] & (columns.version[slots] == places.versions)

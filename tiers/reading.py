@@ -98,8 +98,12 @@ class Reading:
         wanted = ids
         for _ in range(LOOKS_MAX):
             placed = self.index.placed(wanted)
-            parts = [part for part in placed.by_tier(self.names, self.now_ms) if part[0] not in self.missed]
-            answers = await together([self._vectors(name, places) for name, _, places in parts])
+            parts = list(placed.by_tier(self.names - self.missed, self.now_ms))
+            answers = [self._at_once(name, places) for name, _, places in parts]
+            late = [number for number, answer in enumerate(answers) if answer is None]
+            came = await together([self._vectors(parts[number][0], parts[number][2]) for number in late])
+            for number, vectors in zip(late, came, strict=True):
+                answers[number] = vectors
             wanted = []
             for (name, at, places), answer in zip(parts, answers, strict=True):
                 if answer is not None:
@@ -150,6 +154,17 @@ class Reading:
             answer.rows = rows = await within(self.deadline.left_s, self.tiers[name].get(locations))
         return None if rows is None else self._noted(name, rows)
 
+    def _at_once(self, name: TierName, places: Places) -> Vectors | None:
+        """Return what the tier can say in this loop step, None where it has to wait: it must be asked then."""
+        began = time.perf_counter()
+        vectors = self.tiers[name].vectors_at_once(places)
+        if vectors is not None:
+            ended = time.perf_counter()
+            self.took_ms[name] += (ended - began) * 1000
+            self.trace.asked("vectors", name.word, began, ended, len(places), vectors.found)
+            self._explain(name, vectors)
+        return vectors
+
     async def _vectors(self, name: TierName, places: Places) -> Vectors | None:
         """Return what the tier says, None when it does not in time."""
         vectors: Vectors | None = None
@@ -162,11 +177,14 @@ class Reading:
             answer.rows = vectors.found
         if vectors is not None:
             self._row_groups += vectors.row_groups
-            if self.query.explain:
-                found = [vector for vector in vectors.found if vector is not None and len(vector)]
-                self.trace.fetched(name.word, len(found), sum(vector.nbytes for vector in found))
-                self.trace.count("row_groups", vectors.row_groups)
+            self._explain(name, vectors)
         return vectors
+
+    def _explain(self, name: TierName, vectors: Vectors) -> None:
+        if self.query.explain:
+            found = [vector for vector in vectors.found if vector is not None and len(vector)]
+            self.trace.fetched(name.word, len(found), sum(vector.nbytes for vector in found))
+            self.trace.count("row_groups", vectors.row_groups)
 
     @contextmanager
     def _asking(self, what: str, name: TierName, wanted: int) -> Iterator[Answer]:
@@ -180,6 +198,12 @@ class Reading:
             ended = time.perf_counter()
             self.took_ms[name] += (ended - began) * 1000
             self.trace.asked(what, name.word, began, ended, wanted, answer.rows)
+
+    def took_below(self, ms: float) -> None:
+        """Take note of a scan of segments, in which all tiers but hot are scanned at once."""
+        for name in self.tiers:
+            if name != TierName.HOT:
+                self.took_ms[name] += ms
 
     def _noted(self, name: TierName, rows: list[Row | None]) -> list[Row | None]:
         """Return the rows, counted if the query wants to be explained."""
@@ -199,7 +223,9 @@ class Reading:
 
 async def together(asked: Sequence[Awaitable[T]]) -> list[T]:
     """Wait for all of these; one alone costs no task."""
-    return [await asked[0]] if len(asked) == 1 else await asyncio.gather(*asked)
+    if len(asked) > 1:
+        return await asyncio.gather(*asked)
+    return [await each for each in asked]
 
 
 async def within(limit_s: float | None, asked: Coroutine[Any, Any, T]) -> T:

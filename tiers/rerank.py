@@ -107,7 +107,9 @@ async def _fetched(reading: Reading, vector: Floats, ids: Collection[str]) -> li
 def _scored(reading: Reading, vector: Floats, found: Sequence[Located]) -> list[Near]:
     if not found:
         return []
-    values = score.scores(vector, np.stack([each.vector for each in found]), reading.index.metric)
+    values = score.scores(
+        vector, np.concatenate([each.vector for each in found]).reshape(len(found), -1), reading.index.metric
+    )
     return [Near(*pair) for pair in zip(values.tolist(), found, strict=True)]
 
 

@@ -22,6 +22,7 @@ from tiers.criteria import Criteria
 from tiers.deadline import Deadline
 from tiers.reading import Reading
 from tiers.record import Floats, Int64s
+from tiers.running import Running
 from tiers.segment import SEGMENT_ROWS, View
 from tiers.tier import TierName
 from tiers.trace import Trace
@@ -151,13 +152,19 @@ class Scanner:
             with trace.step("filter"):
                 parts = await self._narrow(reading, views)
             with trace.step("scan"):
-                (hot_done, hot_best), (done, below) = await asyncio.gather(
-                    _scan_hot(reading, hot, snapshot, vectors, count, parts),
-                    self._scan_below(reading, vectors, count, parts),
-                )
+                began, hands = time.perf_counter(), self._hands(parts)
+                jobs = [
+                    partial(_scanned, hand, vectors, count, reading.query.exact, reading.deadline) for hand in hands
+                ]
+                with Running(self._pool, jobs) as running:
+                    hot_done, hot_best = await _scan_hot(reading, hot, snapshot, vectors, count, parts)
+                    had = await running.by(reading.deadline)
+                reading.took_below((time.perf_counter() - began) * 1000)
         finally:
             if hot:
                 hot.release(snapshot)  # given up before the scan began, nobody else does
+        done = [part for hand, bests in zip(hands, had, strict=True) for part in hand[: len(bests)]]
+        below = [best for bests in had for of_part in bests for best in of_part]
         live = sum((view.live for view in views), NO_TIER)
         seen = _seen(done, parts, hot_done, reading.query.exact)
         wanted = sum(int(part.view.live.sum()) if part.whole else int(np.count_nonzero(part.mask)) for part in parts)
@@ -175,42 +182,16 @@ class Scanner:
         jobs = [partial(_narrowed, hand, reading.criteria, reading.deadline) for hand in hands]
         return [part for parts in await self.on_threads(reading.deadline, jobs) for part in parts]
 
-    async def _scan_below(
-        self, reading: Reading, vectors: Floats, count: int, parts: list[Part]
-    ) -> tuple[list[Part], list[list[Best]]]:
-        """Return the segments scanned, as many as the deadline lets, and the best that each has for each question."""
-        began = time.perf_counter()
-        self._forward = not self._forward  # to and fro: what was read last is still in the processor's cache
+    def _hands(self, parts: list[Part]) -> list[list[Part]]:
+        """Deal segments out to the threads, to and fro: what was read last is still in the processor's cache."""
+        self._forward = not self._forward
         order = parts if self._forward else parts[::-1]
-        hands = [hand for at in range(self.threads) if (hand := order[at :: self.threads])]
-        jobs = [partial(_scanned, hand, vectors, count, reading.query.exact, reading.deadline) for hand in hands]
-        done: list[Part] = []
-        found: list[list[Best]] = []
-        for hand, bests in zip(hands, await self.on_threads(reading.deadline, jobs), strict=True):
-            done += hand[: len(bests)]
-            found += [best for of_part in bests for best in of_part]
-        for name in reading.tiers:
-            if name != TierName.HOT:
-                reading.took_ms[name] += (time.perf_counter() - began) * 1000
-        return done, found
+        return [hand for at in range(self.threads) if (hand := order[at :: self.threads])]
 
     async def on_threads(self, deadline: Deadline, jobs: Sequence[Callable[[], Iterator[T]]]) -> list[list[T]]:
         """Run jobs that yield results one by one on the search threads; returns what each had by the deadline."""
-        done: list[list[T]] = [[] for _ in jobs]
-        if self._pool is None:
-            for job, results in zip(jobs, done, strict=True):
-                results.extend(job())
-        elif jobs:
-            pool = self._pool
-            running = [pool.submit(_collect, job, results) for job, results in zip(jobs, done, strict=True)]
-            try:  # a thread that is late, or waits for others: what it has is what there is
-                ended, _ = await asyncio.wait(running, timeout=deadline.left_s)
-            finally:
-                for each in running:
-                    each.cancel()  # does nothing to what has ended, and what has not begun never will
-            for each in ended:
-                each.result()
-        return [list(results) for results in done]
+        with Running(self._pool, jobs) as running:
+            return await running.by(deadline)
 
 
 class _Asked(NamedTuple):
@@ -237,10 +218,6 @@ async def _scan_hot(
         return False, []
     finally:
         reading.took_ms[TierName.HOT] += (time.perf_counter() - began) * 1000
-
-
-def _collect(job: Callable[[], Iterator[T]], results: list[T]) -> None:
-    results.extend(job())
 
 
 def _narrowed(views: Sequence[View], criteria: Criteria, deadline: Deadline) -> Iterator[Part]:

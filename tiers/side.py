@@ -39,6 +39,7 @@ CRC = struct.Struct("<I")
 MAGIC, FORMAT = b"IF", 1
 HEAD = FRAME.size + CRC.size
 ROW_TABLES = 8 + 4  # bytes of slot and length
+NOWAIT: int = getattr(os, "RWF_NOWAIT", 0)  # Linux's
 REWRITE_BELOW = 0.25  # of a full segment's bytes still alive: rewriting costs at most a third of what it frees
 
 
@@ -66,6 +67,14 @@ class Segment:
             return os.pread(self._descriptor, length, offset)
         except OSError:
             return b""
+
+    def read_at_once(self, offset: int, length: int) -> bytes | None:
+        """Return the bytes if the kernel has them in memory, else None: nothing waits for the disk."""
+        data = bytearray(length)
+        try:
+            return bytes(data) if os.preadv(self._descriptor, (data,), offset, NOWAIT) == length else None
+        except OSError:  # not in memory; or a file system that cannot tell, and disks that fail
+            return None
 
     def append(self, head: bytes, rows: memoryview) -> int:
         """Write at the end and return where; OSError, with the file as it was, when it does not fit the disk."""
@@ -172,6 +181,19 @@ class SideFile:
             segment.read(offset, length) if segment else (None if number == GONE else b"")
             for segment, (number, length, offset) in zip(segments, where, strict=True)
         ]
+
+    def read_at_once(self, slots: Int64s) -> list[bytes] | None:
+        """Return each slot's packed row, unchecked, without waiting for the disk; None if one is not in memory."""
+        if not NOWAIT:
+            return None
+        found: list[bytes] = []
+        for number, length, offset in self._slots.find(slots).tolist():
+            segment = self._segments.get(number)
+            data = segment.read_at_once(offset, length) if segment else None
+            if data is None:
+                return None
+            found.append(data)
+        return found
 
     def gather(self, slots: Int64s) -> list[bytes]:
         """Return the packed rows of slots, unchecked, b"" where there is none; those that lie end to end in one read.

@@ -73,6 +73,11 @@ class Places(Sequence[Location]):
         columns = (self.versions.tolist(), self.partitions.tolist(), self.slots.tolist())
         return (Location(*at) for at in zip(self.ids, *columns, strict=True))
 
+    @property
+    def keys(self) -> tuple[Sequence[str], list[int]]:
+        """The ids and versions."""
+        return self.ids, self.versions.tolist()
+
     def those(self, chosen: npt.NDArray[np.bool_]) -> Places:
         """Return the chosen ones, in order."""
         if chosen.all():
@@ -87,6 +92,9 @@ class Places(Sequence[Location]):
 
 #: In place of a vector that was left out: reading it would have passed a bound.
 SKIPPED: Floats = np.empty(0, np.float32)
+
+
+AT_ONCE_ROWS = 256  # read within one loop step at most: half a millisecond
 
 
 class Vectors(NamedTuple):
@@ -225,6 +233,12 @@ class Tier(Protocol):
         """Return the vectors of the rows at these places, most wanted first; what would cost too much is skipped.
 
         `spent` row groups of files were read for the same query already; None: there is no bound. Tombstones have none.
+        """
+
+    def vectors_at_once(self, places: Places) -> Vectors | None:
+        """Return what `vectors` would, in this loop step; None: it would have to wait for a disk, a server or a thread.
+
+        At most AT_ONCE_ROWS: a loop step is not to last.
         """
 
     async def evict(self, keys: Sequence[Location], receipt: Receipt | None) -> int:

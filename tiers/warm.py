@@ -229,6 +229,9 @@ class WarmMemory:
             ]
         return Vectors(found)
 
+    def vectors_at_once(self, places: Places) -> None:
+        """See Tier: a server is asked."""
+
     async def retrieve(self, query: Query) -> Result:
         """Answer from this tier alone, through the index."""
         return await find(self, self.index, query)

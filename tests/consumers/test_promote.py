@@ -400,6 +400,10 @@ def test_a_copy_evicted_while_it_is_read_is_read_at_home():
             world.hot.copies.evict(["a"], "cooled")
             return await world.hot.vectors(places, spent=spent)
 
+        def vectors_at_once(self, places):
+            world.hot.copies.evict(["a"], "cooled")
+            return world.hot.vectors_at_once(places)
+
         def __getattr__(self, name):
             return getattr(world.hot, name)
 

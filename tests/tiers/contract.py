@@ -35,7 +35,7 @@ from hypothesis import strategies as st
 from tests.tiers.rows import DIM, NOW_MS, SHAPE, batch, row, same
 from tiers import record, score
 from tiers.record import Row
-from tiers.tier import Location, Places, Query, Receipt, Tier, TierName
+from tiers.tier import AT_ONCE_ROWS, Location, Places, Query, Receipt, Tier, TierName
 
 PARTITIONS = 4
 BIG = 1 << 62  # neighbours of this version are equal as doubles
@@ -52,9 +52,10 @@ STEPS = st.lists(
 
 
 class TierContract:
-    """`durable` says that a tier opened again still has its rows."""
+    """`durable`: a tier opened again still has its rows. `in_memory`: what was stored last can be shown at once."""
 
     durable = True
+    in_memory = False
 
     async def open_tier(self, tmp_path: Path, server: Any, prefix: str, shape: pa.Schema) -> Tier:
         """Return the tier, opened alone over PARTITIONS partitions."""
@@ -287,6 +288,22 @@ class TierContract:
         assert [None] * 3 == (await tier.vectors(wrong)).found
         if tier.name != TierName.HOT:  # where slots are given by partition, that and the version name the row
             assert [None] * 3 == (await tier.vectors(other)).found
+
+    async def test_vectors_at_once_are_those_that_would_be_waited_for(self, tier):
+        """The same, or nothing at all where one of them cannot be shown without waiting."""
+        receipt = await tier.store(batch(row("a", 5), row("b", 6), row("c", 7, deleted=True)))
+        partitions = record.partitions(pa.array(receipt.ids), PARTITIONS)
+        places = Places(list(receipt.ids), receipt.versions, partitions, receipt.slots)
+        for asked in (places, places[:2], replace(places, versions=receipt.versions + 1)):
+            now, waited = tier.vectors_at_once(asked), (await tier.vectors(asked)).found
+
+            assert now is None or len(now.found) == len(waited)
+            assert now is None or all(map(np.array_equal, now.found, waited))
+        if self.in_memory:
+            assert tier.vectors_at_once(places[:2]) is not None
+        if tier.name != TierName.HOT:
+            many = [np.repeat(column[:1], AT_ONCE_ROWS + 1) for column in (receipt.versions, partitions, receipt.slots)]
+            assert tier.vectors_at_once(Places(["a"] * len(many[0]), *many)) is None
 
     async def test_gather_is_get_as_a_batch(self, tier):
         """The very rows, in the order asked for, and none in place of another version, another id or nothing."""

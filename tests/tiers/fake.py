@@ -222,6 +222,9 @@ class FakeTier:
         rows = await self.get(places)
         return Vectors([None if row is None else row.vector for row in rows])
 
+    def vectors_at_once(self, places: Places) -> None:
+        """See Tier: everything takes its time here."""
+
     async def evict(self, keys: Sequence[Location], receipt: Receipt | None) -> int:
         """See Tier."""
         epochs = dict(self.epochs)

@@ -40,6 +40,9 @@ class Shelf:
         rows = await self.get(places)
         return Vectors([None if row is None else row.vector for row in rows])
 
+    def vectors_at_once(self, places: Places) -> None:
+        pass
+
 
 class World:
     """Rows wherever a test puts them."""

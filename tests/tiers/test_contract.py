@@ -19,6 +19,7 @@ SETTINGS = HotSettings(device="cpu", capacity_rows=4_096, slab_rows=64)
 
 class TestHot(TierContract):
     durable = False
+    in_memory = True
     device: type[Device] = HostDevice
 
     async def open_tier(self, tmp_path, server, prefix, shape):

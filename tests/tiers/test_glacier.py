@@ -28,6 +28,8 @@ SMALL = {"row_group_rows": 8, "file_rows_max": 24, "cache_bytes": 0}
 
 
 class TestGlacier(TierContract):
+    in_memory = True
+
     async def open_tier(self, tmp_path, server, prefix, shape):
         settings = GlacierSettings(path=str(tmp_path / prefix))
         return await GlacierMemory.open(settings, shape, partitions=PARTITIONS)
@@ -35,6 +37,8 @@ class TestGlacier(TierContract):
 
 class TestGlacierOfSmallFiles(TestGlacier):
     """Many files and row groups, no cache: every get is a read of a file."""
+
+    in_memory = False
 
     async def open_tier(self, tmp_path, server, prefix, shape):
         settings = GlacierSettings(path=str(tmp_path / prefix), **SMALL)

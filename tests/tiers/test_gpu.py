@@ -47,6 +47,7 @@ class TestHotOnAGpu(TierContract):
     """The contract of every tier (R10)."""
 
     durable = False
+    in_memory = True
     dtype = "float32"
 
     async def open_tier(self, tmp_path, server, prefix, shape):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -56,8 +57,27 @@ def test_many_rows_are_gathered_as_they_are_read_alone(drawn, tmp_path_factory):
     side.release(np.array(drawn.draw(st.lists(st.sampled_from(slots), max_size=20)), np.int64))
     asked = drawn.draw(st.lists(st.integers(0, 70), max_size=60))
 
-    assert [row or b"" for row in read(side, *asked)] == side.gather(np.array(asked, np.int64))
+    alone = read(side, *asked)
+    assert [row or b"" for row in alone] == side.gather(np.array(asked, np.int64))
+    assert side.read_at_once(np.array(asked, np.int64)) == (None if None in alone else alone)
     side.close()
+
+
+def test_what_is_not_in_memory_is_not_waited_for(side, monkeypatch):
+    """A read that the kernel would have to wait for is refused whole, as is one that the file is too short for."""
+    fill(side, 1, 2)
+    slots = np.array([1, 2], np.int64)
+    assert side.read_at_once(slots) == [data(1), data(2)]
+
+    def waits(descriptor, buffers, offset, flags):
+        assert flags == os.RWF_NOWAIT
+        raise BlockingIOError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "preadv", waits)
+        assert side.read_at_once(slots) is None
+    os.truncate(next(side._directory.glob("side-*.dat")), 200)
+    assert side.read_at_once(slots) is None
 
 
 def read(side: SideFile, *slots: int) -> list[bytes | None]:
