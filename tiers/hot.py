@@ -308,19 +308,18 @@ class HotMemory:
 
     def _narrowed(self, parts: Sequence[Part], only: Int64s) -> list[Part]:
         """Return the parts with none but these slots in them."""
+        slabs = only // self._rows
+        asked = np.bincount(slabs, minlength=len(self._slabs))
+        some = [part for part in parts if asked[part.slab]]
+        place = np.full(len(self._slabs), len(some))  # of a slab's rows in `wanted`; the last is for those not scanned
+        place[[part.slab for part in some]] = np.arange(len(some))
+        wanted = np.zeros((len(some) + 1, self._rows), bool)
+        wanted[place[slabs], only - slabs * self._rows] = True
         found = []
-        slots = np.sort(only)
-        numbers = np.array([part.slab for part in parts], np.int64)
-        starts = np.searchsorted(slots, numbers * self._rows).tolist()
-        ends = np.searchsorted(slots, (numbers + 1) * self._rows).tolist()
-        for part, start, end in zip(parts, starts, ends, strict=True):
-            if start == end:
-                continue
-            wanted = np.zeros(self._rows, bool)
-            rows = slots[start:end] - part.slab * self._rows
-            wanted[rows] = part.wanted[rows]
-            if count := int(np.count_nonzero(wanted)):
-                found.append(Part(part.slab, part.fill, wanted, count))
+        for part, mask in zip(some, wanted, strict=False):
+            both = mask & part.wanted
+            if count := int(np.count_nonzero(both)):
+                found.append(Part(part.slab, part.fill, both, count))
         return found
 
     def _named(self, snapshot: Snapshot, slots: npt.NDArray[np.intp], values: Floats) -> Best:
