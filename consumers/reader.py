@@ -2,7 +2,8 @@
 
 Its settings are frozen, because the defaults lose data (reliability §1): assigned partitions, no auto-commit, no
 automatic reset, `getmany` only. Positions are ours: memories start at the committed watermark, advice at the end. While
-a partition is paused polling goes on. Whatever is unexpected is raised and ends the process.
+a partition is paused polling goes on: it has no room, or what was polled of it is not applied within a moment (`late`).
+Whatever is unexpected is raised and ends the process.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from aiokafka.errors import KafkaConnectionError, KafkaError, OffsetOutOfRangeEr
 from aiokafka.structs import ConsumerRecord, OffsetAndMetadata
 
 from consumers import log_faults
+from consumers.late import Late
 from producers.events import Message
 from producers.publisher import KafkaSettings
 from producers.security import FORBIDDEN, forbidden, unreachable
@@ -71,8 +73,8 @@ class Reader:
     ) -> None:
         self._settings, self._memories, self._handlers = settings, memories, handlers
         self._partitions, self._log, self._step_rows = list(partitions), log, min(RECORDS_MAX, slab_rows)
-        self.paused: set[int] = set()
-        self._wanted: dict[int, int] = {}  # rows that a paused partition waits to have room for
+        self._wanted: dict[int, int] = {}  # rows that a partition without room waits to have room for
+        self._late = Late[TopicPartition]()
         self._next: dict[TopicPartition, int] = {}  # the offset after the last one applied
         self.polls = 0
         self._consumer = AIOKafkaConsumer(
@@ -126,16 +128,26 @@ class Reader:
                 self._consumer.seek(tp, end)
         return starts, {tp.partition: ends[tp] for tp in memories}
 
+    @property
+    def paused(self) -> set[int]:
+        """Partitions of memories that are not read on: hot has no room, or what was polled is not applied yet."""
+        return {*self._wanted, *(tp.partition for tp in self._late.waiting if tp.topic == self._memories)}
+
     async def run(self, stop: asyncio.Event) -> None:
         """Poll until stopped."""
-        while not stop.is_set():
-            found = await self._poll()
-            self.polls += 1
-            for tp, records in found.items():
-                await self._handle(tp, records)
-            if not found:
-                await self._reach()
-            self._resume()
+        try:
+            while not stop.is_set():
+                found = await self._poll()
+                self.polls += 1
+                for tp, records in found.items():
+                    if not await self._late.begin(tp, self._handle(tp, records)):
+                        self._consumer.pause(tp)
+                        log.warning("partition.late", topic=tp.topic, partition=tp.partition)
+                if not found:
+                    await self._reach()
+                self._resume()
+        finally:
+            await self._late.close()
 
     async def _poll(self) -> Mapping[TopicPartition, list[ConsumerRecord]]:
         """Return what has come since, by partition; whatever is wrong with the log ends the process, in words."""
@@ -173,7 +185,6 @@ class Reader:
             except TierFull:
                 self._consumer.pause(tp)
                 self._consumer.seek(tp, step[0].offset)
-                self.paused.add(tp.partition)
                 self._wanted[tp.partition] = max(self._step_rows, rows)
                 log.warning("partition.paused", partition=tp.partition, offset=step[0].offset, rows=rows)
                 return
@@ -195,11 +206,14 @@ class Reader:
             yield messages[start:], total
 
     def _resume(self) -> None:
-        """Let partitions go on that have room for a whole step again."""
-        for partition in list(self.paused):
-            if self._log.room(partition) >= self._wanted[partition]:
+        """Let partitions go on that were late and are not, or have room for a whole step again."""
+        for tp in self._late.ended():
+            if tp.topic != self._memories or tp.partition not in self._wanted:
+                self._consumer.resume(tp)
+        for partition, wanted in list(self._wanted.items()):
+            if self._log.room(partition) >= wanted:
                 self._consumer.resume(TopicPartition(self._memories, partition))
-                self.paused.discard(partition)
+                del self._wanted[partition]
                 log.info("partition.resumed", partition=partition)
 
     def lag(self) -> dict[tuple[str, int], int]:

@@ -8,19 +8,23 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
 import msgspec
+import structlog
 from aiokafka import AIOKafkaProducer
-from aiokafka.errors import KafkaConnectionError, KafkaError
+from aiokafka.errors import KafkaConnectionError, KafkaError, KafkaTimeoutError
 
 from producers.security import FORBIDDEN, KafkaSecurity, forbidden, missing, unreachable
-from tiers.errors import LogUnavailable, SettingsError
+from tiers.errors import LogRefused, LogUnavailable, SettingsError
+
+log = structlog.get_logger()
 
 UNKNOWN_OFFSET = -1
 ENVIRONMENT = "ISOTHERM_KAFKA__"
+AGAIN_S = 1.0  # between two tries of a message that must arrive
 
 
 class KafkaSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -69,6 +73,7 @@ class Publisher:
 
     def __init__(self, settings: KafkaSettings) -> None:
         self.settings = settings
+        self._insisting: set[asyncio.Task[Position]] = set()
         self._producer = AIOKafkaProducer(
             **settings.client(),
             acks="all",
@@ -95,6 +100,8 @@ class Publisher:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Flush what was sent and disconnect."""
+        for task in self._insisting:
+            task.cancel()
         await self._producer.stop()
 
     async def partitions(self, topic: str) -> int:
@@ -111,12 +118,23 @@ class Publisher:
         key: bytes | None = None,
         partition: int | None = None,
         headers: Sequence[tuple[str, bytes]] = (),
+        *,
+        insist: bool = False,
     ) -> asyncio.Future[Position]:
-        """Queue a message (waits while the buffer is full); the future ends when the broker has confirmed it."""
+        """Queue a message (waits while the buffer is full); the future ends when the broker has confirmed it.
+
+        LogUnavailable past the deadline. Who insists waits as long as it takes, and is raised LogRefused alone.
+        """
+        given = {"value": value, "key": key, "partition": partition, "headers": list(headers)}
+        if insist:
+            task = asyncio.ensure_future(self._insisted(topic, given))
+            self._insisting.add(task)
+            task.add_done_callback(self._insisting.discard)
+            return task
         try:
-            sent = await self._producer.send(topic, value=value, key=key, partition=partition, headers=list(headers))
+            sent = await self._producer.send(topic, **given)
         except KafkaError as error:
-            raise LogUnavailable(f"{topic}: {error!r}") from error
+            raise _unsent(topic, error) from error
         return asyncio.ensure_future(self._confirmed(topic, sent))
 
     async def send(
@@ -135,8 +153,31 @@ class Publisher:
             async with asyncio.timeout(self.settings.send_timeout_s):
                 answer = await asyncio.shield(sent)
         except (KafkaError, TimeoutError) as error:
-            raise LogUnavailable(f"{topic}: {error!r}") from error
+            raise _unsent(topic, error) from error
         return Position(answer.partition, answer.offset)  # type: ignore[attr-defined]
+
+    async def _insisted(self, topic: str, given: Mapping[str, Any]) -> Position:
+        """Send until it is confirmed: once more only where the client has given the message up, else it would double.
+
+        The client of an idempotent producer repeats a message that was sent until it has the broker's answer. It gives
+        up what it could not send: no leader, no room in its buffer.
+        """
+        while True:
+            try:
+                answer = await (await self._producer.send(topic, **given))
+            except KafkaError as error:
+                if not (unsent := _unsent(topic, error)).retriable:
+                    raise unsent from error
+                log.warning("message.awaited", topic=topic, error=repr(error))
+                await asyncio.sleep(AGAIN_S)
+            else:
+                return Position(answer.partition, answer.offset)
+
+
+def _unsent(topic: str, error: Exception) -> LogUnavailable:
+    """Return what to raise: LogRefused for what no waiting mends."""
+    mends = isinstance(error, TimeoutError | KafkaTimeoutError) or getattr(error, "retriable", False)
+    return (LogUnavailable if mends else LogRefused)(f"{topic}: {error!r}")
 
 
 __all__ = ["KafkaSettings", "Position", "Publisher", "missing"]
