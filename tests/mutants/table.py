@@ -605,6 +605,49 @@ QUEUED = (
     ),
 )
 
+LOG = (
+    Mutant(
+        "give up a dead letter that is late",
+        "R2",
+        INGEST,
+        "await self._publisher.enqueue(topic, value, key, headers=headers, insist=True)",
+        "await self._publisher.enqueue(topic, value, key, headers=headers)",
+        (INGESTS,),
+    ),
+    Mutant(
+        "send again what is only late",
+        "R2",
+        "producers/publisher.py",
+        "answer = await (await self._producer.send(topic, **given))",
+        "answer = await asyncio.wait_for(await self._producer.send(topic, **given), 0.01)",
+        ("tests/producers/test_publisher.py",),
+    ),
+    Mutant(
+        "wait for what no waiting mends",
+        "R9",
+        "producers/publisher.py",
+        "if not (unsent := _unsent(topic, error)).retriable:",
+        "if (unsent := _unsent(topic, error)) is None:",
+        ("tests/producers/test_publisher.py",),
+    ),
+    Mutant(
+        "take the last told for where a record is",
+        "fold",
+        "consumers/placement.py",
+        "(version, depth) > self._homes.get(identifier, (-1, 0))",
+        "(version, depth) != self._homes.get(identifier, (-1, 0))",
+        (f"{UNIT}/test_advice.py",),
+    ),
+    Mutant(
+        "poll on while a partition's messages wait",
+        "R2",
+        "consumers/reader.py",
+        '                        self._consumer.pause(tp)\n                        log.warning("partition.late"',
+        '                        log.warning("partition.late"',
+        (f"{UNIT}/test_reader.py",),
+    ),
+)
+
 READS = (
     Mutant(
         "copy segment bitmaps one by one",
@@ -680,7 +723,7 @@ READS = (
     ),
 )
 
-MUTANTS = (*FINDINGS, *VERSIONS, *COMMITS, *ORDER, *EPOCHS, *FSYNCS, *QUEUED, *READS)
+MUTANTS = (*FINDINGS, *VERSIONS, *COMMITS, *ORDER, *EPOCHS, *FSYNCS, *QUEUED, *LOG, *READS)
 
 #: Killed within a moment each: the slice that runs with every test run.
 QUICK = frozenset(
