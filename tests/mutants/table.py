@@ -648,6 +648,33 @@ LOG = (
     ),
 )
 
+ENDING = (
+    Mutant(
+        "call what a closing node cannot do an internal error",
+        "R9",
+        "pipeline/edge.py",
+        "if not (isinstance(error, ENDS) or (self._edge.stopping and _unexpected(error))):",
+        "if not isinstance(error, ENDS):",
+        ("tests/pipeline/test_edge.py", "-k", "ends"),
+    ),
+    Mutant(
+        "call an unknown outcome an internal error",
+        "R9",
+        "pipeline/edge.py",
+        "ENDS = (OutcomeUnknown, Fenced, DeviceLost)",
+        "ENDS = (Fenced, DeviceLost)",
+        ("tests/pipeline/test_edge.py", "-k", "ends"),
+    ),
+    Mutant(
+        "let a failing node's gateway answer as if nothing were",
+        "R9",
+        "pipeline/serve.py",
+        "gateway.stop()  # what is still on its way is told why it is not answered",
+        "pass",
+        ("tests/pipeline/test_stop.py", "-k", "failing"),
+    ),
+)
+
 READS = (
     Mutant(
         "copy segment bitmaps one by one",
@@ -723,7 +750,7 @@ READS = (
     ),
 )
 
-MUTANTS = (*FINDINGS, *VERSIONS, *COMMITS, *ORDER, *EPOCHS, *FSYNCS, *QUEUED, *LOG, *READS)
+MUTANTS = (*FINDINGS, *VERSIONS, *COMMITS, *ORDER, *EPOCHS, *FSYNCS, *QUEUED, *LOG, *ENDING, *READS)
 
 #: Killed within a moment each: the slice that runs with every test run.
 QUICK = frozenset(
