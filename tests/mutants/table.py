@@ -298,13 +298,13 @@ ORDER = (
         "        for tier, keys in by_tier.items():\n"
         "            versions = np.array([version for _, version in keys], np.int64)\n"
         "            ids = [identifier for identifier, _ in keys]\n"
-        '            await self._changes.publish(partition, TierName.HOT, tier, "recovered", ids, versions)\n'
+        '            await self._changes.publish(partition, TierName.HOT, tier, "recovered", ids, versions, insist=True)\n'
         "        self.watermarks[partition].settle(record.offsets(record.versions_of(batch)))\n",
         "        self.watermarks[partition].settle(record.offsets(record.versions_of(batch)))\n"
         "        for tier, keys in by_tier.items():\n"
         "            versions = np.array([version for _, version in keys], np.int64)\n"
         "            ids = [identifier for identifier, _ in keys]\n"
-        '            await self._changes.publish(partition, TierName.HOT, tier, "recovered", ids, versions)\n',
+        '            await self._changes.publish(partition, TierName.HOT, tier, "recovered", ids, versions, insist=True)\n',
         (INGESTS,),
     ),
     Mutant(
@@ -655,7 +655,7 @@ ENDING = (
         "pipeline/edge.py",
         "if not (isinstance(error, ENDS) or (self._edge.stopping and _unexpected(error))):",
         "if not isinstance(error, ENDS):",
-        ("tests/pipeline/test_edge.py", "-k", "ends"),
+        ("tests/pipeline/test_edge.py::test_what_goes_wrong_while_the_node_ends_is_its_end",),
     ),
     Mutant(
         "call an unknown outcome an internal error",
@@ -663,7 +663,7 @@ ENDING = (
         "pipeline/edge.py",
         "ENDS = (OutcomeUnknown, Fenced, DeviceLost)",
         "ENDS = (Fenced, DeviceLost)",
-        ("tests/pipeline/test_edge.py", "-k", "ends"),
+        ("tests/pipeline/test_edge.py::test_what_ends_the_node_is_a_503",),
     ),
     Mutant(
         "let a failing node's gateway answer as if nothing were",
@@ -671,7 +671,7 @@ ENDING = (
         "pipeline/serve.py",
         "gateway.stop()  # what is still on its way is told why it is not answered",
         "pass",
-        ("tests/pipeline/test_stop.py", "-k", "failing"),
+        ("tests/pipeline/test_stop.py::test_a_request_that_a_failing_node_cannot_answer_is_told_to_ask_again",),
     ),
 )
 

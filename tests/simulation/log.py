@@ -140,11 +140,9 @@ class Consumer:
         found = self._take()
         if not found:
             waiting = self._log.changed()
-            try:
-                async with asyncio.timeout(timeout_ms / 1000):
-                    await waiting
-            except TimeoutError:
-                pass
+            timeout = self._loop.call_later(timeout_ms / 1000, _finish, waiting, None)
+            await waiting
+            timeout.cancel()
             found = self._take()
         return found
 
@@ -154,8 +152,8 @@ class Consumer:
         for tp in self._at:
             start, messages = self._at[tp], self._log.of(*tp)
             if (
-                tp in self._paused
-                or start >= len(messages)
+                start >= len(messages)
+                or tp in self._paused
                 or self._loop.random.random() < 0.2 + self._network.faults.slow
             ):
                 continue
