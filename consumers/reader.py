@@ -20,8 +20,9 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.errors import KafkaConnectionError, KafkaError, OffsetOutOfRangeError
 from aiokafka.structs import ConsumerRecord, OffsetAndMetadata
 
-from consumers import log_faults
+from consumers import log_faults, recognition
 from consumers.late import Late
+from consumers.witness import Witnesses
 from producers.events import Message
 from producers.publisher import KafkaSettings
 from producers.security import FORBIDDEN, forbidden, unreachable
@@ -75,11 +76,13 @@ class Reader:
         self._partitions, self._log, self._step_rows = list(partitions), log, min(RECORDS_MAX, slab_rows)
         self._wanted: dict[int, int] = {}  # rows that a partition without room waits to have room for
         self._late = Late[TopicPartition]()
+        self._witnesses = Witnesses()
         self._next: dict[TopicPartition, int] = {}  # the offset after the last one applied
         self.polls = 0
+        self._group = f"{settings.prefix}.node"
         self._consumer = AIOKafkaConsumer(
             **settings.client(),
-            group_id=f"{settings.prefix}.node",
+            group_id=self._group,
             enable_auto_commit=False,
             auto_offset_reset="none",
             max_poll_records=RECORDS_MAX,
@@ -189,6 +192,8 @@ class Reader:
                 log.warning("partition.paused", partition=tp.partition, offset=step[0].offset, rows=rows)
                 return
             self._next[tp] = step[-1].offset + 1
+            if tp.topic == self._memories:
+                self._witnesses.add(tp.partition, step[-1])
             await asyncio.sleep(
                 0
             )  # neither a step nor a poll of what is there suspends: searches and fetches would wait
@@ -241,12 +246,24 @@ class Reader:
         return {tp.partition: at for tp, at in begins.items()}, {tp.partition: at for tp, at in ends.items()}
 
     async def commit(self, offsets: Mapping[int, int]) -> None:
-        """Commit watermarks of memories and wait for the answer (R2); LogUnavailable when there is none."""
-        marks = {TopicPartition(self._memories, p): OffsetAndMetadata(offset, "") for p, offset in offsets.items()}
+        """Commit watermarks of memories and wait for the answer (R2); LogUnavailable when there is none.
+
+        Each with what is needed to know the log again.
+        """
+        marks = {
+            TopicPartition(self._memories, p): OffsetAndMetadata(offset, self._witnesses.text(p, offset))
+            for p, offset in offsets.items()
+        }
         try:
             await self._consumer.commit(marks)
         except KafkaError as error:
             raise LogUnavailable(f"offsets were not committed: {error!r}") from error
+
+    async def recognise(self) -> None:
+        """Hold what the log has against what the commits say was applied; LogChanged, LogUnavailable."""
+        memories = [TopicPartition(self._memories, p) for p in self._partitions]
+        for witnessed in await recognition.committed(self._settings, self._group, memories):
+            await recognition.compare(self._consumer, witnessed)
 
     async def positions(self) -> dict[int, tuple[int, int | None, int]]:
         """Return by partition of memories: where the log begins, what is committed (None: nothing), where it ends."""

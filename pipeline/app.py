@@ -359,6 +359,7 @@ async def seek(reader: Reader, directory: DataDirectory, manifest: Manifest) -> 
         manifest.replay_from = {}
         directory.save(manifest)
     found = await reader.seek()
+    await reader.recognise()
     failpoint.reach("start.sought")
     return found
 

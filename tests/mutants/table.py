@@ -646,6 +646,32 @@ LOG = (
         '                        log.warning("partition.late"',
         (f"{UNIT}/test_reader.py",),
     ),
+    Mutant(
+        "know the log by what lies below the watermark alone",
+        "identity",
+        "consumers/witness.py",
+        'return f"{kept[0]} {kept[-1]}"',
+        'return f"{kept[0]}"',
+        (f"{UNIT}/test_witness.py",),
+    ),
+    Mutant(
+        "take another message for the one that was applied",
+        "identity",
+        "consumers/recognition.py",
+        "if found.offset == applied.offset and found != applied:",
+        "if found.offset != applied.offset:",
+        (
+            "tests/pipeline/test_log_identity.py::TestOffsets::test_a_log_cut_off_and_written_on_is_refused_until_it_is_said_where_it_begins",
+        ),
+    ),
+    Mutant(
+        "take a log that ends before what was applied",
+        "identity",
+        "consumers/recognition.py",
+        "if applied.offset >= ends[tp]:",
+        "if applied.offset > ends[tp] + 1_000_000:",
+        ("tests/pipeline/test_log_identity.py::TestOffsets::test_a_log_that_ends_before_what_was_applied_is_refused",),
+    ),
 )
 
 ENDING = (
