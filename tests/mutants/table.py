@@ -674,6 +674,17 @@ LOG = (
     ),
 )
 
+LATE = (
+    Mutant(
+        "let a late commit bring back what was cleared",
+        "clearing",
+        "consumers/clearing.py",
+        "self._notes.remember(partition, max(self._notes.cleared_below(partition), offset + 1))",
+        "pass",
+        (CLEARS,),
+    ),
+)
+
 ENDING = (
     Mutant(
         "call what a closing node cannot do an internal error",
@@ -776,7 +787,7 @@ READS = (
     ),
 )
 
-MUTANTS = (*FINDINGS, *VERSIONS, *COMMITS, *ORDER, *EPOCHS, *FSYNCS, *QUEUED, *LOG, *ENDING, *READS)
+MUTANTS = (*FINDINGS, *VERSIONS, *COMMITS, *ORDER, *EPOCHS, *FSYNCS, *QUEUED, *LOG, *LATE, *ENDING, *READS)
 
 #: Killed within a moment each: the slice that runs with every test run.
 QUICK = frozenset(
