@@ -272,6 +272,7 @@ async def open_node(settings: Settings, tracing: Tracing = OFF) -> AsyncIterator
             embed=embed,
             usages=usages,
             services=[
+                publisher,
                 reader,
                 *lanes.values(),
                 monitor,

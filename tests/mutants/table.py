@@ -626,8 +626,8 @@ LOG = (
         "wait for what no waiting mends",
         "R9",
         "producers/publisher.py",
-        "if not (unsent := _unsent(topic, error)).retriable:",
-        "if (unsent := _unsent(topic, error)) is None:",
+        "if not (unsent := self._unsent(topic, error)).retriable:",
+        "if (unsent := self._unsent(topic, error)) is None:",
         ("tests/producers/test_publisher.py",),
     ),
     Mutant(
@@ -675,6 +675,14 @@ LOG = (
 )
 
 LATE = (
+    Mutant(
+        "go on with a client that the broker has lost the thread of",
+        "R9",
+        "producers/publisher.py",
+        "        if isinstance(error, BROKEN):\n",
+        "        if isinstance(error, ()):\n",
+        ("tests/producers/test_publisher.py",),
+    ),
     Mutant(
         "let a late commit bring back what was cleared",
         "clearing",

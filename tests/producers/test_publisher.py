@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 
 import pytest
+from aiokafka import TopicPartition
 from aiokafka import errors as kafka
+from aiokafka.producer.message_accumulator import MessageAccumulator
+from aiokafka.producer.transaction_manager import TransactionManager
 
 from producers import publisher as publisher_module
 from producers.publisher import KafkaSettings, Position, Publisher
@@ -95,3 +99,41 @@ async def test_what_no_waiting_mends_is_refused(over: Over, error: Exception) ->
         await (await publisher.enqueue("t", b"x", insist=True))
     with pytest.raises(LogRefused):
         await publisher.send("t", b"x")
+
+
+async def test_a_client_that_the_broker_has_lost_the_thread_of_ends_the_node(over: Over) -> None:
+    """No message gets through any more, and another client has numbers of its own: the service fails (R9)."""
+    client = Client(future(kafka.LeaderNotAvailableError()), future(kafka.OutOfOrderSequenceNumber()))
+    publisher, stop = over(client), asyncio.Event()
+    running = asyncio.create_task(publisher.run(stop))
+    for error in (LogUnavailable, LogRefused):
+        assert not running.done()
+        with pytest.raises(error):
+            await publisher.send("t", b"x")
+
+    with pytest.raises(LogRefused, match="OutOfOrderSequenceNumber"):
+        await running
+
+
+async def test_a_message_that_is_refused_ends_nothing(over: Over) -> None:
+    """It is that message's fault."""
+    publisher, stop = over(Client(future(kafka.MessageSizeTooLargeError()))), asyncio.Event()
+    running = asyncio.create_task(publisher.run(stop))
+    with pytest.raises(LogRefused):
+        await publisher.send("t", b"x")
+    stop.set()
+
+    await running
+
+
+async def test_the_library_counts_what_it_gives_up_unsent() -> None:
+    """What the service is for: the next message has a number that the broker does not expect. Kept to see it mended."""
+    numbers = TransactionManager(None, 1_000)
+    numbers.set_pid_and_epoch(1, 0)
+    without_leader = SimpleNamespace(leader_for_partition=lambda _: -1)
+    waiting = MessageAccumulator(without_leader, 1_000, 0, 0.0, txn_manager=numbers)
+    sent = await waiting.add_message(TopicPartition("t", 0), b"key", b"value", 1.0)
+    waiting.drain_by_nodes(set())
+
+    assert isinstance(sent.exception(), kafka.LeaderNotAvailableError)
+    assert 1 == numbers.sequence_number(TopicPartition("t", 0))
