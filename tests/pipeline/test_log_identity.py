@@ -78,7 +78,7 @@ async def lived(settings: Settings) -> str:
         await memory.ready()
         for row in rows(COUNT):
             token = await memory.store([row])
-        await memory.retrieve(Query(ids=["id-0"], at_least=token))
+        await until(lambda: all(memory.node.index.find(f"id-{n}") for n in range(COUNT)))
         for n in range(COUNT):
             await bring(memory, f"id-{n}", *(HOT, (WARM, COLD, GLACIER)[n % 3]))
         await until(lambda: not sum(mark.dirty for mark in memory.node.ingest.watermarks.values()))
@@ -181,9 +181,8 @@ class TestMadeAgain:
         await adopt(settings)
         async with MemoryManager.open(settings) as memory:
             await memory.ready()
-            for n in range(6):
-                token = await memory.delete(f"id-{n}")
-            await memory.retrieve(Query(ids=["id-0"], at_least=token))
+            for n in range(6):  # a token is of the partitions that its records are in
+                await memory.retrieve(Query(ids=["id-0"], at_least=await memory.delete(f"id-{n}")))
             assert {} == await found(memory, *(f"id-{n}" for n in range(6)))
             for n in range(6):
                 await bring(memory, f"id-{n}", HOT, GLACIER)
@@ -263,8 +262,8 @@ class TestOffsets:
         async with MemoryManager.open(settings) as memory:
             await memory.ready()
             for row in rows(COUNT):
-                token = await memory.store([row])
-            await memory.retrieve(Query(ids=["id-0"], at_least=token))
+                await memory.store([row])
+            await until(lambda: all(memory.node.index.find(f"id-{n}") for n in range(COUNT)))
             entries = {f"id-{n}": memory.node.index.find(f"id-{n}") for n in range(COUNT)}
             mine = [name for name, entry in entries.items() if entry is not None and entry.partition == 0]
             for name in (mine[0], *mine[2:]):
