@@ -111,8 +111,9 @@ async def test_a_client_that_the_broker_has_lost_the_thread_of_ends_the_node(ove
         with pytest.raises(error):
             await publisher.send("t", b"x")
 
-    with pytest.raises(LogRefused, match="OutOfOrderSequenceNumber"):
-        await running
+    async with asyncio.timeout(10):
+        with pytest.raises(LogRefused, match="OutOfOrderSequenceNumber"):
+            await running
 
 
 async def test_a_message_that_is_refused_ends_nothing(over: Over) -> None:
