@@ -1,7 +1,8 @@
 """What reads from Kafka, and what it sets in motion.
 
 reader: the only poll loop. ingest, heat, demote: its three handlers. watermark, lane, mover, commit, upkeep, clearing:
-how rows move and offsets are committed. lease: who owns a partition. subscribe, selection: the change feed, for users.
+how rows move and offsets are committed. lease: who owns a partition. subscribe, selection, placement: the change feed,
+for users.
 """
 
 from __future__ import annotations
@@ -10,15 +11,18 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from consumers.placement import Placement as Placement
     from consumers.selection import Selection as Selection
     from consumers.subscribe import subscribe_changes as subscribe_changes
 
 _HOMES = {
+    "Placement": "consumers.placement",
     "Selection": "consumers.selection",
     "subscribe_changes": "consumers.subscribe",
 }
 
 __all__ = [
+    "Placement",
     "Selection",
     "subscribe_changes",
 ]

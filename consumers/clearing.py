@@ -3,12 +3,14 @@
 Two things could bring a cleared row back, and each is closed before the row goes:
 
 - an older version below. What is queued of the same ids is evicted first, so that no rebuild finds it.
-- the log. Hot's rows are in it: the manifest remembers below which offset a replay leaves rows out. For a lower tier
-  hot is drained, oldest first, until the watermark has passed the rows that will be cleared, and is committed.
+- the log. The manifest remembers below which offset a replay leaves out rows that no tier has: hot's are in the log.
+  For a lower tier hot is drained first, the oldest rows first, until the watermark has passed those that will be
+  cleared, and that is committed; remembered it is all the same, because a commit of the life before may still land, and
+  the start after that reads from there.
 
     hot:    snapshot -> evict older versions -> remember the offset -> announce -> drop
-    below:  snapshot -> drain, commit -> note the clearing -> evict older versions -> announce -> drop and queue
-            -> evict -> strike the note
+    below:  snapshot -> drain, commit, remember the offset -> note the clearing -> evict older versions -> announce
+            -> drop and queue -> evict -> strike the note
 
 "Note" and "remember" are durable, in the manifest. A crash after the note is finished at the next start (`resume`),
 before anything moves; one before it has changed nothing. Between note and strike the lane must not go on: a row moved
@@ -156,6 +158,7 @@ class Clearing:
         below = record.pack_version(epoch, offset + 1)
         if epoch == self._ingest.epoch:  # no replay meets a log that is no more
             await self._drain(partition, offset + 1, TierName.COLD if tier is TierName.WARM else TierName.WARM)
+            self._notes.remember(partition, max(self._notes.cleared_below(partition), offset + 1))
         failpoint.reach("clear.drained")
         self._notes.begin(partition, tier, below)
         failpoint.reach("clear.noted", tier.word)

@@ -2,6 +2,7 @@
 
 One call takes one partition's messages through: decode (bad ones apart) -> newest a key -> what a replay need not
 append -> hot -> one loop step that makes them visible and masks what they supersede -> dead letters -> watermark.
+What must be in the log before the partition goes on (letters, what is announced again) is waited for without a limit.
 
 A delete may carry a condition (expiry's do): it counts only if the newest version of its id, in the log up to there, is
 the one that it names. That is a fold over the log, so a replay decides as the life before did (`conditions.met`).
@@ -180,7 +181,7 @@ class Ingest:
         if not below or keep.all():
             return batch
         ids = batch["id"].filter(pa.array(~keep)).to_pylist()
-        await self._changes.publish(partition, TierName.HOT, None, "cleared", ids, versions[~keep])
+        await self._changes.publish(partition, TierName.HOT, None, "cleared", ids, versions[~keep], insist=True)
         return batch.filter(pa.array(keep))
 
     def _release(self, partition: int, masked: list[tuple[TierName, Location]], conditional: Mapping[str, int]) -> None:
@@ -213,7 +214,8 @@ class Ingest:
             sent = []
             for letter in some:
                 key, value, headers = letters.encode(self._topics.memories, partition, letter)
-                sent.append(await self._publisher.enqueue(self._topics.dead_letters, value, key, headers=headers))
+                topic = self._topics.dead_letters
+                sent.append(await self._publisher.enqueue(topic, value, key, headers=headers, insist=True))
             for confirmed in sent:
                 await confirmed
             failpoint.reach("letters.confirmed")
@@ -236,7 +238,7 @@ class Ingest:
         for tier, keys in by_tier.items():
             versions = np.array([version for _, version in keys], np.int64)
             ids = [identifier for identifier, _ in keys]
-            await self._changes.publish(partition, TierName.HOT, tier, "recovered", ids, versions)
+            await self._changes.publish(partition, TierName.HOT, tier, "recovered", ids, versions, insist=True)
         self.watermarks[partition].settle(record.offsets(record.versions_of(batch)))
 
     # -- what is applied ---------------------------------------------------------------------------------------------

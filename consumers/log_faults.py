@@ -6,8 +6,10 @@ say what is to become of it: the tiers still hold what was durable, and `isother
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import NamedTuple
 
+from consumers.witness import Witness
 from tiers.errors import LogChanged
 
 ADOPT = "`isotherm log adopt` takes the log that is there as a new epoch: what lies in the tiers stays"
@@ -57,6 +59,22 @@ def outside(topic: str, partition: int, position: int, begin: int, end: int) -> 
         f"{topic}[{partition}]: reading goes on at offset {position}, and the log has [{begin}, {end}]: {why}, "
         f"stop the node, and {ADOPT}"
     )
+
+
+def rewritten(topic: str, partition: int, applied: Witness, found: Witness | None) -> LogChanged:
+    """Return the error for a log that has another message where one was applied, or ends before it (None)."""
+    then = _time(applied.timestamp_ms)
+    there = "ends before it" if found is None else f"has another one there, of {_time(found.timestamp_ms)}"
+    return LogChanged(
+        f"{topic}[{partition}]: a message of {then} was applied at offset {applied.offset}, and the log {there}: it "
+        "was cut off (an unclean leader election, a restored backup, a broker that lost power). Restore it; or stop "
+        "the node, find out when the new part begins, and `isotherm log adopt --from` that time: what lies in the "
+        "tiers stays, and whatever the log says from there on is newer"
+    )
+
+
+def _time(at_ms: int) -> str:
+    return datetime.fromtimestamp(at_ms / 1000, UTC).isoformat()
 
 
 def stuck(topic: str, partition: int, position: int, end: int, for_s: float) -> LogChanged:

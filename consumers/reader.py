@@ -2,7 +2,8 @@
 
 Its settings are frozen, because the defaults lose data (reliability §1): assigned partitions, no auto-commit, no
 automatic reset, `getmany` only. Positions are ours: memories start at the committed watermark, advice at the end. While
-a partition is paused polling goes on. Whatever is unexpected is raised and ends the process.
+a partition is paused polling goes on: it has no room, or what was polled of it is not applied within a moment (`late`).
+Whatever is unexpected is raised and ends the process.
 """
 
 from __future__ import annotations
@@ -19,7 +20,9 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.errors import KafkaConnectionError, KafkaError, OffsetOutOfRangeError
 from aiokafka.structs import ConsumerRecord, OffsetAndMetadata
 
-from consumers import log_faults
+from consumers import log_faults, recognition
+from consumers.late import Late
+from consumers.witness import Witnesses
 from producers.events import Message
 from producers.publisher import KafkaSettings
 from producers.security import FORBIDDEN, forbidden, unreachable
@@ -71,13 +74,15 @@ class Reader:
     ) -> None:
         self._settings, self._memories, self._handlers = settings, memories, handlers
         self._partitions, self._log, self._step_rows = list(partitions), log, min(RECORDS_MAX, slab_rows)
-        self.paused: set[int] = set()
-        self._wanted: dict[int, int] = {}  # rows that a paused partition waits to have room for
+        self._wanted: dict[int, int] = {}  # rows that a partition without room waits to have room for
+        self._late = Late[TopicPartition]()
+        self._witnesses = Witnesses()
         self._next: dict[TopicPartition, int] = {}  # the offset after the last one applied
         self.polls = 0
+        self._group = f"{settings.prefix}.node"
         self._consumer = AIOKafkaConsumer(
             **settings.client(),
-            group_id=f"{settings.prefix}.node",
+            group_id=self._group,
             enable_auto_commit=False,
             auto_offset_reset="none",
             max_poll_records=RECORDS_MAX,
@@ -126,16 +131,26 @@ class Reader:
                 self._consumer.seek(tp, end)
         return starts, {tp.partition: ends[tp] for tp in memories}
 
+    @property
+    def paused(self) -> set[int]:
+        """Partitions of memories that are not read on: hot has no room, or what was polled is not applied yet."""
+        return {*self._wanted, *(tp.partition for tp in self._late.waiting if tp.topic == self._memories)}
+
     async def run(self, stop: asyncio.Event) -> None:
         """Poll until stopped."""
-        while not stop.is_set():
-            found = await self._poll()
-            self.polls += 1
-            for tp, records in found.items():
-                await self._handle(tp, records)
-            if not found:
-                await self._reach()
-            self._resume()
+        try:
+            while not stop.is_set():
+                found = await self._poll()
+                self.polls += 1
+                for tp, records in found.items():
+                    if not await self._late.begin(tp, self._handle(tp, records)):
+                        self._consumer.pause(tp)
+                        log.warning("partition.late", topic=tp.topic, partition=tp.partition)
+                if not found:
+                    await self._reach()
+                self._resume()
+        finally:
+            await self._late.close()
 
     async def _poll(self) -> Mapping[TopicPartition, list[ConsumerRecord]]:
         """Return what has come since, by partition; whatever is wrong with the log ends the process, in words."""
@@ -173,11 +188,12 @@ class Reader:
             except TierFull:
                 self._consumer.pause(tp)
                 self._consumer.seek(tp, step[0].offset)
-                self.paused.add(tp.partition)
                 self._wanted[tp.partition] = max(self._step_rows, rows)
                 log.warning("partition.paused", partition=tp.partition, offset=step[0].offset, rows=rows)
                 return
             self._next[tp] = step[-1].offset + 1
+            if tp.topic == self._memories:
+                self._witnesses.add(tp.partition, step[-1])
             await asyncio.sleep(
                 0
             )  # neither a step nor a poll of what is there suspends: searches and fetches would wait
@@ -195,11 +211,14 @@ class Reader:
             yield messages[start:], total
 
     def _resume(self) -> None:
-        """Let partitions go on that have room for a whole step again."""
-        for partition in list(self.paused):
-            if self._log.room(partition) >= self._wanted[partition]:
+        """Let partitions go on that were late and are not, or have room for a whole step again."""
+        for tp in self._late.ended():
+            if tp.topic != self._memories or tp.partition not in self._wanted:
+                self._consumer.resume(tp)
+        for partition, wanted in list(self._wanted.items()):
+            if self._log.room(partition) >= wanted:
                 self._consumer.resume(TopicPartition(self._memories, partition))
-                self.paused.discard(partition)
+                del self._wanted[partition]
                 log.info("partition.resumed", partition=partition)
 
     def lag(self) -> dict[tuple[str, int], int]:
@@ -227,12 +246,24 @@ class Reader:
         return {tp.partition: at for tp, at in begins.items()}, {tp.partition: at for tp, at in ends.items()}
 
     async def commit(self, offsets: Mapping[int, int]) -> None:
-        """Commit watermarks of memories and wait for the answer (R2); LogUnavailable when there is none."""
-        marks = {TopicPartition(self._memories, p): OffsetAndMetadata(offset, "") for p, offset in offsets.items()}
+        """Commit watermarks of memories and wait for the answer (R2); LogUnavailable when there is none.
+
+        Each with what is needed to know the log again.
+        """
+        marks = {
+            TopicPartition(self._memories, p): OffsetAndMetadata(offset, self._witnesses.text(p, offset))
+            for p, offset in offsets.items()
+        }
         try:
             await self._consumer.commit(marks)
         except KafkaError as error:
             raise LogUnavailable(f"offsets were not committed: {error!r}") from error
+
+    async def recognise(self) -> None:
+        """Hold what the log has against what the commits say was applied; LogChanged, LogUnavailable."""
+        memories = [TopicPartition(self._memories, p) for p in self._partitions]
+        for witnessed in await recognition.committed(self._settings, self._group, memories):
+            await recognition.compare(self._consumer, witnessed)
 
     async def positions(self) -> dict[int, tuple[int, int | None, int]]:
         """Return by partition of memories: where the log begins, what is committed (None: nothing), where it ends."""

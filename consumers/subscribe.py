@@ -1,8 +1,10 @@
-"""The change feed for downstream users: an async iterator over the changes topic, resumable, repeats dropped."""
+"""The change feed for downstream users: an async iterator over the changes topic, resumable, repeats dropped.
+
+What is yielded moves a record on (`placement`), so the last change yielded of an id says where it is.
+"""
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import AsyncGenerator, Mapping
 from typing import NamedTuple
 
@@ -10,7 +12,8 @@ import structlog
 from aiokafka import AIOKafkaConsumer, TopicPartition
 
 from consumers.connected import connected
-from consumers.selection import Visible, part
+from consumers.placement import Placement
+from consumers.selection import Visible
 from producers import events
 from producers.events import Change
 from producers.publisher import KafkaSettings
@@ -18,9 +21,7 @@ from tiers.errors import InvalidRecord
 
 log = structlog.get_logger()
 
-REMEMBERED = 100_000  # home moves kept to recognise a repeat
-
-Seen = OrderedDict[tuple[str, str, str | None], None]
+REMEMBERED = 100_000  # ids whose home is kept, to recognise a repeat and what comes too late
 
 
 class Announced(NamedTuple):
@@ -57,13 +58,14 @@ async def subscribe_changes(
 
     `start` is "beginning", "end" or a cursor. With `idle_ms` the iterator ends when nothing came for so long. `visible`
     says what of each change is wanted, such as a `Selection`.
-    A home move announced twice (delivery is at least once) is yielded once. ServiceMissing, InvalidRecord.
+    A home move announced twice (delivery is at least once) is yielded once, and one that a dead node's late message
+    tells after its successor has told more not at all. ServiceMissing, InvalidRecord.
     """
     settings = settings if settings is not None else KafkaSettings.from_environment()
     async with connected(settings) as consumer:
         topic = events.Topics.under(settings.prefix).changes
         positions = await seek(consumer, topic, settings.partitions, start)
-        seen: Seen = OrderedDict()
+        placement = Placement(REMEMBERED)
         while True:
             found = await consumer.getmany(timeout_ms=idle_ms if idle_ms is not None else 1_000)
             if not found and idle_ms is not None:
@@ -72,7 +74,7 @@ async def subscribe_changes(
                 for message in records:
                     positions[tp.partition] = message.offset + 1
                     try:
-                        change = unrepeated(events.decode_change(message.value), seen)
+                        change = placement.advance(events.decode_change(message.value))
                     except InvalidRecord as error:  # anyone can write to a topic; the feed outlives it
                         log.warning("change.rejected", partition=tp.partition, offset=message.offset, error=str(error))
                         continue
@@ -97,16 +99,3 @@ async def seek(consumer: AIOKafkaConsumer, topic: str, partitions: int, start: s
     for tp in assigned:
         consumer.seek(tp, chosen[tp.partition])
     return chosen
-
-
-def unrepeated(change: Change, seen: Seen) -> Change | None:
-    """Return the change without ids whose latest known home move was this very one; None when nothing is left."""
-    if change.kind != "home":
-        return change
-    keys = [(i, v, change.target) for i, v in zip(change.ids, change.versions, strict=True)]
-    new = [at for at, key in enumerate(keys) if key not in seen]
-    for at in new:
-        seen[keys[at]] = None
-    while len(seen) > REMEMBERED:
-        seen.popitem(last=False)
-    return part(change, new)

@@ -272,6 +272,7 @@ async def open_node(settings: Settings, tracing: Tracing = OFF) -> AsyncIterator
             embed=embed,
             usages=usages,
             services=[
+                publisher,
                 reader,
                 *lanes.values(),
                 monitor,
@@ -359,6 +360,7 @@ async def seek(reader: Reader, directory: DataDirectory, manifest: Manifest) -> 
         manifest.replay_from = {}
         directory.save(manifest)
     found = await reader.seek()
+    await reader.recognise()
     failpoint.reach("start.sought")
     return found
 

@@ -27,6 +27,7 @@ from tiers.record import Floats
 
 HEADER = struct.Struct("<2sBBHHqqqII")
 TIERS = ("hot", "warm", "cold", "glacier")
+DEPTHS = (*TIERS, None)  # places of one version, in the order in which it can have them
 SHOWN = 5  # ids named when a check fails
 
 
@@ -103,7 +104,8 @@ def fold_memories(messages: Iterable[Any]) -> dict[str, Published]:
 def fold_changes(messages: Iterable[Any], newest: dict[str, Published]) -> tuple[dict[str, str | None], Counter[str]]:
     """Return where the ledger says each id is at home ("hot" when it never moved), and moves by hop.
 
-    Copies that come and go are counted, and say nothing about homes.
+    Of a version the deepest place told counts, not the last: a message of a node that died may land late. Copies that
+    come and go are counted, and say nothing about homes.
     """
     placement: dict[str, str | None] = dict.fromkeys(newest, "hot")
     hops: Counter[str] = Counter()
@@ -116,7 +118,7 @@ def fold_changes(messages: Iterable[Any], newest: dict[str, Published]) -> tuple
         for identifier, text in zip(change["ids"], change["versions"], strict=True):
             epoch, offset, row = map(int, text.split("."))
             if identifier in newest and (epoch << 57 | offset << 16 | row) == newest[identifier].version:
-                placement[identifier] = change["to"]
+                placement[identifier] = max(placement[identifier], change["to"], key=DEPTHS.index)
     return placement, hops
 
 

@@ -9,6 +9,7 @@ import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from urllib.parse import unquote_to_bytes
 
+import structlog
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
@@ -21,8 +22,12 @@ from pipeline.guard import Guard
 from pipeline.operation import Operation
 from pipeline.operations import OPERATIONS
 from pipeline.problems import Unsupported, on_error, problem
-from tiers.errors import InvalidRecord, IsothermError
+from tiers.errors import DeviceLost, Fenced, InvalidRecord, IsothermError, OutcomeUnknown
 
+log = structlog.get_logger()
+
+#: What ends the process, whoever was waiting for an answer: the next start heals (R4, R9).
+ENDS = (OutcomeUnknown, Fenced, DeviceLost)
 _control = re.compile("[\x00-\x1f\x7f-\x9f]").search
 Handler = Callable[[Request], Awaitable[Response]]
 
@@ -69,7 +74,10 @@ class Edge:
 
 
 class _Answering:
-    """One operation as an ASGI application; its errors are the application's to answer, once for all routes."""
+    """One operation as an ASGI application; its errors are the application's to answer, once for all routes.
+
+    Except those of a node that ends: the request may be right, and is to be asked again in a moment (503).
+    """
 
     def __init__(self, edge: Edge, operation: Operation, handler: Handler) -> None:
         self._edge, self._operation, self._handler = edge, operation, handler
@@ -84,7 +92,13 @@ class _Answering:
         if self._edge.stopping and self._operation.id != "healthz":
             return _stopping()
         check(self._operation, request)
-        response = await self._handler(request)
+        try:
+            response = await self._handler(request)
+        except Exception as error:
+            if not (isinstance(error, ENDS) or (self._edge.stopping and _unexpected(error))):
+                raise
+            log.warning("request.abandoned", error=repr(error))
+            return _stopping()
         return await _headed(response) if request.method == "HEAD" else response
 
 
@@ -133,6 +147,11 @@ async def _headed(response: Response) -> Response:
     headed = Response(None, response.status_code, dict(response.headers))
     del headed.headers["content-length"]
     return headed
+
+
+def _unexpected(error: Exception) -> bool:
+    """Say whether an error says nothing of the request: of a node that is closing, what it needs may be closed."""
+    return not isinstance(error, IsothermError | HTTPException)
 
 
 def _stopping() -> Response:

@@ -7,7 +7,6 @@ clients cost one consumer, and a client that was long away costs nobody else any
 from __future__ import annotations
 
 import asyncio
-from collections import OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 
@@ -17,8 +16,9 @@ from aiokafka.errors import KafkaError
 from aiokafka.structs import ConsumerRecord
 
 from consumers.connected import connected
+from consumers.placement import Placement
 from consumers.selection import Visible
-from consumers.subscribe import Seen, decode_cursor, encode_cursor, seek, unrepeated
+from consumers.subscribe import REMEMBERED, decode_cursor, encode_cursor, seek
 from pipeline.audience import GONE, LOST, STOPPING, Client
 from pipeline.problems import TooMany
 from pipeline.settings import Settings
@@ -45,7 +45,7 @@ class ChangeFeed:
         self._wanted = asyncio.Event()
         self._connected: asyncio.Future[AIOKafkaConsumer] | None = None
         self._positions: dict[int, int] = {}
-        self._seen: Seen = OrderedDict()
+        self._placement = Placement(REMEMBERED)
         self._resumes = asyncio.Semaphore(settings.gateway.resumes_max)
 
     @property
@@ -61,7 +61,7 @@ class ChangeFeed:
             try:
                 async with connected(self._kafka) as consumer:
                     self._positions = await seek(consumer, self._topic, self._kafka.partitions, "end")
-                    self._seen.clear()
+                    self._placement.clear()
                     attempt.set_result(consumer)
                     while self._staying:
                         self._hand_out(await consumer.getmany(timeout_ms=POLL_MS))
@@ -129,7 +129,7 @@ class ChangeFeed:
         for tp, records in found.items():
             for message in records:
                 self._positions[tp.partition] = message.offset + 1
-                change = _read(message, self._seen)
+                change = _read(message, self._placement)
                 if change is not None:
                     cursor = encode_cursor(self._positions)
                     for client in self._clients:
@@ -163,11 +163,11 @@ class ChangeFeed:
                 start = encode_cursor(begin)
                 own = await seek(consumer, self._topic, self._kafka.partitions, start)
                 ends = await consumer.end_offsets([TopicPartition(self._topic, number) for number in own])
-                seen: Seen = OrderedDict()
-                await _push(consumer, client, own, {tp.partition: at for tp, at in ends.items()}, seen)
+                placement = Placement(REMEMBERED)
+                await _push(consumer, client, own, {tp.partition: at for tp, at in ends.items()}, placement)
                 goal = dict(self._positions)
                 client.hold(goal, own)
-                await _push(consumer, client, own, goal, seen)
+                await _push(consumer, client, own, goal, placement)
                 client.release(encode_cursor({p: max(at, own[p]) for p, at in goal.items()}))
         except (*_LOST, InvalidRecord) as error:
             log.warning("changes.lost", error=str(error))
@@ -175,7 +175,7 @@ class ChangeFeed:
 
 
 async def _push(
-    consumer: AIOKafkaConsumer, client: Client, own: dict[int, int], goal: Mapping[int, int], seen: Seen
+    consumer: AIOKafkaConsumer, client: Client, own: dict[int, int], goal: Mapping[int, int], placement: Placement
 ) -> None:
     """Push the changes from the positions `own` up to `goal`; `own` moves along."""
     while client.ended is None and (behind := [p for p, at in own.items() if at < goal[p]]):
@@ -188,17 +188,17 @@ async def _push(
                     consumer.seek(tp, goal[tp.partition])  # the rest comes to all, or is read with the next goal
                     break
                 own[tp.partition] = message.offset + 1
-                change = _read(message, seen)
+                change = _read(message, placement)
                 if change is not None:
                     await client.push(change, encode_cursor(own))
         for partition, tp in assigned.items():  # what is not there to be read counts too
             own[partition] = max(own[partition], min(goal[partition], await consumer.position(tp)))
 
 
-def _read(message: ConsumerRecord, seen: Seen) -> Change | None:
-    """Return the change, without what was announced before; None for what is none."""
+def _read(message: ConsumerRecord, placement: Placement) -> Change | None:
+    """Return the change, without what moves nothing on; None for what is none."""
     try:
-        return unrepeated(events.decode_change(message.value), seen)
+        return placement.advance(events.decode_change(message.value))
     except InvalidRecord as error:  # anyone can write to a topic; the feed outlives it
         log.warning("change.rejected", partition=message.partition, offset=message.offset, error=str(error))
         return None

@@ -86,14 +86,19 @@ class HttpService:
             gateway.stop()
             server.should_exit = True
 
-        async with asyncio.TaskGroup() as group:
-            watcher = group.create_task(watch(), name="gateway-stop")
-            feed = group.create_task(gateway.feed.run(), name="change-feed")
-            await server.serve(sockets=[self._socket])
-            feed.cancel()
-            watcher.cancel()
-            self._drained.set()
-            await stop.wait()  # a service that ends before the node does is a failure
+        try:
+            async with asyncio.TaskGroup() as group:
+                watcher = group.create_task(watch(), name="gateway-stop")
+                feed = group.create_task(gateway.feed.run(), name="change-feed")
+                await server.serve(sockets=[self._socket])
+                feed.cancel()
+                watcher.cancel()
+                self._drained.set()
+                await stop.wait()  # a service that ends before the node does is a failure
+        finally:  # where another service failed, the server did not end in order
+            gateway.stop()  # what is still on its way is told why it is not answered
+            for listening in getattr(server, "servers", ()):
+                listening.close()
 
     async def drain(self) -> None:
         """Finish the requests in flight, take no more, and return; the node still runs."""

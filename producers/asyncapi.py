@@ -71,7 +71,9 @@ _ABOUT = {
     "age": f"What may move. {_ADVICE}",
     "changes": (
         "Every move, announced before it counts; at least once, in order within a partition. "
-        "Placement is the fold of memories and of the changes of kind home. Partition: that of the ids."
+        "Placement is the fold of memories and of the changes of kind home: of an id's newest version the deepest "
+        "place told (hot, where every version begins, warm, cold, glacier, null), not the last one told, because a "
+        "message of a node that died may land behind what its successor has told. Partition: that of the ids."
     ),
     "deadLetters": "Every input refused, whole, with its place and reason.",
 }

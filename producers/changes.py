@@ -29,8 +29,13 @@ class Changes:
         ids: Sequence[str],
         versions: Int64s,
         kind: str = "home",
+        *,
+        insist: bool = False,
     ) -> int:
-        """Announce that these rows' home (copy) went from `source` to `target`; returns its time in ms."""
+        """Announce that these rows' home (copy) went from `source` to `target`; returns its time in ms.
+
+        `insist` as in `Publisher.enqueue`.
+        """
         at_ms = self._now_ms()
         texts = record.version_texts(versions)
         sent = []
@@ -46,7 +51,7 @@ class Changes:
                 versions=texts[start : start + IDS_MAX],
             )
             value = events.encode_change(change)
-            sent.append(await self._publisher.enqueue(self._topic, value, partition=partition))
+            sent.append(await self._publisher.enqueue(self._topic, value, partition=partition, insist=insist))
         for confirmed in sent:
             await confirmed
         return at_ms

@@ -1,5 +1,9 @@
 """The one way into Kafka: an idempotent, acks=all producer whose every answer is checked.
 
+A client of which the broker has lost the thread is of no use any more: `run`, a service of the node, ends with it. That
+comes of aiokafka counting a message that it gave up unsent (a partition without a leader for longer than the deadline):
+the next one has a number that the broker does not expect, and so have all after it.
+
 aiokafka reports success with offset -1 for a message that the broker had already (DUPLICATE_SEQUENCE): such an answer
 proves that the message is in the log but not where, so `send` never builds a position from it.
 """
@@ -8,19 +12,34 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
 import msgspec
+import structlog
 from aiokafka import AIOKafkaProducer
-from aiokafka.errors import KafkaConnectionError, KafkaError
+from aiokafka.errors import (
+    InvalidProducerEpoch,
+    InvalidProducerIdMapping,
+    KafkaConnectionError,
+    KafkaError,
+    KafkaTimeoutError,
+    OutOfOrderSequenceNumber,
+    ProducerFenced,
+    UnknownProducerId,
+)
 
 from producers.security import FORBIDDEN, KafkaSecurity, forbidden, missing, unreachable
-from tiers.errors import LogUnavailable, SettingsError
+from tiers.errors import LogRefused, LogUnavailable, SettingsError
+
+log = structlog.get_logger()
 
 UNKNOWN_OFFSET = -1
 ENVIRONMENT = "ISOTHERM_KAFKA__"
+#: Every message after it fails too: only another client, with numbers of its own, gets on.
+BROKEN = (OutOfOrderSequenceNumber, UnknownProducerId, InvalidProducerEpoch, InvalidProducerIdMapping, ProducerFenced)
+AGAIN_S = 1.0  # between two tries of a message that must arrive
 
 
 class KafkaSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -67,8 +86,13 @@ class Position(NamedTuple):
 class Publisher:
     """Sends bytes to topics; one instance a process is enough."""
 
+    name = "publisher"
+
     def __init__(self, settings: KafkaSettings) -> None:
         self.settings = settings
+        self._insisting: set[asyncio.Task[Position]] = set()
+        self._broken: LogRefused | None = None
+        self._breaks = asyncio.Event()
         self._producer = AIOKafkaProducer(
             **settings.client(),
             acks="all",
@@ -95,7 +119,20 @@ class Publisher:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Flush what was sent and disconnect."""
+        for task in self._insisting:
+            task.cancel()
         await self._producer.stop()
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Wait until stopped; LogRefused when the client is of no use any more (R9)."""
+        waits = [asyncio.ensure_future(each.wait()) for each in (stop, self._breaks)]
+        try:
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for each in waits:
+                each.cancel()
+        if self._broken is not None:
+            raise self._broken
 
     async def partitions(self, topic: str) -> int:
         """Return how many partitions a topic has; LogUnavailable when the broker does not say."""
@@ -111,12 +148,23 @@ class Publisher:
         key: bytes | None = None,
         partition: int | None = None,
         headers: Sequence[tuple[str, bytes]] = (),
+        *,
+        insist: bool = False,
     ) -> asyncio.Future[Position]:
-        """Queue a message (waits while the buffer is full); the future ends when the broker has confirmed it."""
+        """Queue a message (waits while the buffer is full); the future ends when the broker has confirmed it.
+
+        LogUnavailable past the deadline. Who insists waits as long as it takes, and is raised LogRefused alone.
+        """
+        given = {"value": value, "key": key, "partition": partition, "headers": list(headers)}
+        if insist:
+            task = asyncio.ensure_future(self._insisted(topic, given))
+            self._insisting.add(task)
+            task.add_done_callback(self._insisting.discard)
+            return task
         try:
-            sent = await self._producer.send(topic, value=value, key=key, partition=partition, headers=list(headers))
+            sent = await self._producer.send(topic, **given)
         except KafkaError as error:
-            raise LogUnavailable(f"{topic}: {error!r}") from error
+            raise self._unsent(topic, error) from error
         return asyncio.ensure_future(self._confirmed(topic, sent))
 
     async def send(
@@ -135,8 +183,35 @@ class Publisher:
             async with asyncio.timeout(self.settings.send_timeout_s):
                 answer = await asyncio.shield(sent)
         except (KafkaError, TimeoutError) as error:
-            raise LogUnavailable(f"{topic}: {error!r}") from error
+            raise self._unsent(topic, error) from error
         return Position(answer.partition, answer.offset)  # type: ignore[attr-defined]
+
+    async def _insisted(self, topic: str, given: Mapping[str, Any]) -> Position:
+        """Send until it is confirmed: once more only where the client has given the message up, else it would double.
+
+        The client of an idempotent producer repeats a message that was sent until it has the broker's answer. It gives
+        up what it could not send: no leader, no room in its buffer.
+        """
+        while True:
+            try:
+                answer = await (await self._producer.send(topic, **given))
+            except KafkaError as error:
+                if not (unsent := self._unsent(topic, error)).retriable:
+                    raise unsent from error
+                log.warning("message.awaited", topic=topic, error=repr(error))
+                await asyncio.sleep(AGAIN_S)
+            else:
+                return Position(answer.partition, answer.offset)
+
+    def _unsent(self, topic: str, error: Exception) -> LogUnavailable:
+        """Return what to raise: LogRefused for what no waiting mends."""
+        if isinstance(error, TimeoutError | KafkaTimeoutError) or getattr(error, "retriable", False):
+            return LogUnavailable(f"{topic}: {error!r}")
+        refused = LogRefused(f"{topic}: {error!r}")
+        if isinstance(error, BROKEN):
+            self._broken = refused
+            self._breaks.set()
+        return refused
 
 
 __all__ = ["KafkaSettings", "Position", "Publisher", "missing"]

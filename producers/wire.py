@@ -23,6 +23,7 @@ from tiers.errors import InvalidRecord
 
 _NAME = itemgetter(0)  # of a header
 _KNOWN = {("content-type", kind.encode()): kind for kind in (JSON_TYPE, MSGPACK_TYPE, ARROW_TYPE)}
+FEW = 8  # messages: up to here each decoded alone costs half of what columns of them cost
 RETAINED = 65_536  # bytes beyond twice its own that a batch may hold on to: a view of a message keeps all of it
 
 
@@ -126,7 +127,11 @@ def _singles(
     whole = len(run) == len(messages) and not refused
     numbers = [at for at in run if at not in refused]
     some = messages if whole else [messages[at] for at in numbers]
-    found = singles.decode(decoder, shape, place.epoch, some, [kinds[at] for at in numbers])
+    of = [kinds[at] for at in numbers]
+    if len(some) <= FEW:
+        found = singles.one_by_one(decoder, shape, place.epoch, some, of, range(len(some)))
+    else:
+        found = singles.decode(decoder, shape, place.epoch, some, of)
     errors = {at: refused[at] for at in run if at in refused} | {numbers[at]: error for at, error in found.errors}
     for at in sorted(errors):
         letters.append(Letter(messages[at], errors[at], None if kinds[at] == ARROW_TYPE else 0))

@@ -69,6 +69,12 @@ class LogUnavailable(IsothermError):
     retriable = True
 
 
+class LogRefused(LogUnavailable):
+    """Kafka does not take this message, and will not take it later."""
+
+    retriable = False
+
+
 class Replaying(IsothermError):
     """A partition has not reached the end of the log as it was at start; ask again soon (R7)."""
 

@@ -159,6 +159,7 @@ async def test_a_commit_that_lands_late_costs_a_replay_and_nothing_else(
             assert owner.death.result() > 0
             after = committed(stack.kafka, prefix, PARTITIONS)
             assert all(after[partition] <= offset for partition, offset in before.items())
+            assert after != before, "the old offset has landed: it is what the next start reads on from"
             heir = await Node.start(nursery, given, tmp_path / "heir.log")
             assert await heir.ready(READY_S), heir.said()
             assert wanted == await listing(heir.address)

@@ -113,7 +113,7 @@ async def test_past_its_deadline_a_stop_ends_without_committing(stack: Stack, pr
 
 SERVICES = {
     "reader", "lane-0", "lane-1", "age", "access", "commit", "upkeep", "promotion", "expiry", "codes", "recall", "sql",
-    "lease", "loop-probe", "log-watch", "gateway", "ending", "device",
+    "lease", "loop-probe", "log-watch", "gateway", "ending", "device", "publisher",
 }  # fmt: skip
 
 

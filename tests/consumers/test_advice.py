@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
-
 import pyarrow as pa
 import pytest
 
-from consumers import subscribe
 from consumers.demote import Demote, MoveSettings
 from consumers.heat import Heat
 from consumers.lane import Lane
+from consumers.placement import Placement
 from producers import events
 from producers.events import Change, Message
 from tests.consumers.world import P, World
 from tests.tiers.rows import NOW_MS
-from tiers.errors import TierUnavailable
+from tiers import record
+from tiers.errors import InvalidRecord, TierUnavailable
 from tiers.policy import PolicySettings
 from tiers.tier import TierName, Usage
 
@@ -206,29 +205,51 @@ def home(*keys: tuple[str, str], target: str = "warm", kind: str = "home") -> Ch
 
 def test_a_repeated_home_move_is_dropped():
     """A subscriber sees each home move once, although delivery is at least once."""
-    seen = OrderedDict()
+    placement = Placement(100)
 
-    assert home(("a", "0.1.0")) == subscribe.unrepeated(home(("a", "0.1.0")), seen)
-    assert subscribe.unrepeated(home(("a", "0.1.0")), seen) is None
-    assert home(("b", "0.2.0")) == subscribe.unrepeated(home(("a", "0.1.0"), ("b", "0.2.0")), seen)
+    assert home(("a", "0.1.0")) == placement.advance(home(("a", "0.1.0")))
+    assert placement.advance(home(("a", "0.1.0"))) is None
+    assert home(("b", "0.2.0")) == placement.advance(home(("a", "0.1.0"), ("b", "0.2.0")))
 
 
 def test_other_moves_of_the_same_row_are_kept():
-    """Another target or version is another move, and copies are always told."""
-    seen = OrderedDict()
+    """A deeper target or a newer version is another move, and copies are always told."""
+    placement = Placement(100)
     given = [home(("a", "0.1.0")), home(("a", "0.1.0"), target="cold"), home(("a", "0.2.0"))]
     copies = [home(("a", "0.1.0"), kind="copy")] * 2
 
-    assert [*given, *copies] == [subscribe.unrepeated(change, seen) for change in [*given, *copies]]
+    assert [*given, *copies] == [placement.advance(change) for change in [*given, *copies]]
 
 
-def test_what_a_subscriber_remembers_is_bounded(monkeypatch):
-    """Only so many moves are remembered; the oldest is forgotten first."""
-    monkeypatch.setattr(subscribe, "REMEMBERED", 2)
-    seen = OrderedDict()
+def test_what_a_dead_node_tells_late_moves_nothing():
+    """Behind what its successor has told: a place above, or an older version, even one that goes deeper."""
+    placement = Placement(100)
+    told = [home(("a", "1.1.0"), target="cold"), home(("a", "1.1.0"), target=None)]
+    late = [home(("a", "1.1.0")), home(("a", "0.9.0"), target="glacier"), home(("a", "1.1.0"), target="glacier")]
+
+    assert placement.home("a") is None
+    assert told[0] == placement.advance(told[0])
+    assert (record.parse_version("1.1.0"), "cold") == placement.home("a")
+    assert told[1] == placement.advance(told[1])
+    assert [None] * 3 == [placement.advance(change) for change in late]
+    assert (record.parse_version("1.1.0"), None) == placement.home("a")
+
+
+@pytest.mark.parametrize(
+    ("version", "target"), [("1.2", "warm"), ("a.b.c", "warm"), ("99.0.0", "warm"), ("0.1.0", "x")]
+)
+def test_what_is_no_change_is_said_to_be_none(version, target):
+    """Anyone can write to a topic."""
+    with pytest.raises(InvalidRecord):
+        Placement(100).advance(home(("a", version), target=target))
+
+
+def test_what_a_subscriber_remembers_is_bounded():
+    """Only so many ids are remembered; the one told of longest ago is forgotten first."""
+    placement = Placement(2)
     for name in "abc":
-        subscribe.unrepeated(home((name, "0.1.0")), seen)
+        placement.advance(home((name, "0.1.0")))
 
-    assert 2 == len(seen)
-    assert subscribe.unrepeated(home(("c", "0.1.0")), seen) is None
-    assert subscribe.unrepeated(home(("a", "0.1.0")), seen) is not None
+    assert 2 == len(placement)
+    assert placement.advance(home(("c", "0.1.0"))) is None
+    assert placement.advance(home(("a", "0.1.0"))) is not None

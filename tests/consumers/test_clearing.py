@@ -152,6 +152,22 @@ def test_a_cleared_tier_is_empty_for_good(tier):
     assert not ids_of(tier) & {name for _, name, _, _ in life.physical()}
 
 
+@pytest.mark.parametrize("committed", [0, 3, 7])
+@pytest.mark.parametrize("tier", TIERS)
+def test_a_commit_of_the_life_before_that_lands_after_a_clearing_brings_nothing_back(tier, committed):
+    """The next start reads more of the log again than this life knew of: what was cleared is left out of it."""
+    world, notes = placed(), Notes()
+    before = newest(world)
+    world.finish(clearing_of(world, notes).clear(tier), check=False)
+    world.committed = committed
+    expected = {name: None if name in ids_of(tier) else at for name, at in before.items()}
+    life, _ = restarted(world, notes)
+    settle(life)
+
+    assert expected == shown(life)
+    assert not ids_of(tier) & {name for _, name, _, _ in life.physical()}
+
+
 @pytest.mark.parametrize("tier", TIERS)
 def test_a_crash_at_any_moment_of_a_clearing_is_healed(tier):
     """After a crash anywhere, all of the tier is gone or all is there at its newest; nothing older ever shows."""

@@ -15,7 +15,7 @@ from producers.events import Message
 from tests.consumers.world import TOPICS, P, World
 from tests.tiers.rows import ATTRIBUTES, DIM, NOW_MS, SHAPE, vector_of
 from tiers import record
-from tiers.errors import InvalidRecord, LogUnavailable, NotYet, TierFull
+from tiers.errors import InvalidRecord, LogRefused, NotYet, TierFull
 from tiers.tier import Location, TierName
 
 pytestmark = pytest.mark.unit
@@ -135,7 +135,7 @@ def test_a_poll_of_nothing_but_letters_is_done():
 
 
 def test_the_watermark_waits_for_the_letter():
-    """While a dead letter is not acknowledged its offset is not passed, and the error goes up."""
+    """While a dead letter is not acknowledged its offset is not passed; one refused for good ends the reader."""
     world = World()
     apply_ = world.ingest.apply(P, [bad(0)])
     while "publish.answered" not in world.trace:
@@ -143,8 +143,10 @@ def test_the_watermark_waits_for_the_letter():
 
     assert (0, 1) == (world.marks[P].value, world.marks[P].dirty)
 
-    with pytest.raises(LogUnavailable):
-        apply_.throw(LogUnavailable("away"))
+    assert {TOPICS.dead_letters} == world.publisher.insisted
+
+    with pytest.raises(LogRefused):
+        apply_.throw(LogRefused("too large"))
 
     assert 0 == world.marks[P].value
 

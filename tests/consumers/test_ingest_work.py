@@ -25,6 +25,7 @@ from aiokafka.structs import ConsumerRecord
 from consumers.ingest import Ingest
 from consumers.reader import Reader
 from consumers.watermark import Watermark
+from consumers.witness import Witnesses
 from producers import columns, events
 from producers.decoder import EventDecoder
 from producers.events import ARROW_TYPE, JSON_TYPE, MSGPACK_TYPE, Topics
@@ -56,7 +57,7 @@ def reader_of(ingest: Ingest) -> Reader:
     """Return a reader that has no broker: only what it does with records is asked."""
     reader = Reader.__new__(Reader)
     reader._memories, reader._log, reader._handlers = TOPICS.memories, ingest, {TOPICS.memories: ingest}
-    reader._step_rows, reader._next = 2_000, {}
+    reader._step_rows, reader._next, reader._witnesses = 2_000, {}, Witnesses()
     return reader
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 import pytest
 from aiokafka.errors import CorruptRecordException, KafkaError
 
+from consumers.late import PATIENCE_S
 from consumers.log_faults import Identity
 from consumers.reader import Reader
 from pipeline import log_watch
@@ -247,3 +248,49 @@ async def test_an_end_before_what_was_read_is_fatal(monkeypatch: pytest.MonkeyPa
         LogChanged, match=r"log\[1\]: reading goes on at offset 5, and the log has \[0, 3\]: it was trun"
     ):
         await watch.look()
+
+
+async def test_a_partition_whose_messages_take_long_waits_alone(settings: KafkaSettings) -> None:
+    """While a handler waits (for a dead letter, say) its partition is paused; the other is read; it goes on after."""
+    gate = asyncio.Event()
+
+    class Slow(Recorder):
+        async def apply(self, partition: int, messages: Sequence[Message]) -> None:
+            if partition == 0:
+                await gate.wait()
+            await super().apply(partition, messages)
+
+    log = Slow()
+    async with reading(settings, log, Recorder()) as reader, Publisher(settings) as publisher:
+        await until(lambda: reader.paused == {0})
+        await publish(publisher, settings, 5)
+        await until(lambda: len(log.offsets[1]) == 15)
+        assert ([], {0}) == (log.offsets[0], reader.paused)
+        assert reader.behind(0)
+        gate.set()
+        await until(lambda: len(log.offsets[0]) == 15)
+
+    assert {p: list(range(15)) for p in range(PARTITIONS)} == log.offsets
+    assert set() == reader.paused
+
+
+async def test_what_a_late_handler_raises_is_fatal(settings: KafkaSettings) -> None:
+    """A handler that fails after the poll has gone on ends the reader all the same."""
+
+    class Slow(Recorder):
+        async def apply(self, partition: int, messages: Sequence[Message]) -> None:
+            await asyncio.sleep(PATIENCE_S * 1.2)
+            raise RuntimeError("a late bug")
+
+    assert "a late bug" in str(await ended(settings, Slow()))
+
+
+async def test_a_stop_does_not_wait_for_what_is_late(settings: KafkaSettings) -> None:
+    """A handler that waits without end is cancelled by a stop: what it had is read again at the next start."""
+
+    class Endless(Recorder):
+        async def apply(self, partition: int, messages: Sequence[Message]) -> None:
+            await asyncio.Event().wait()
+
+    async with asyncio.timeout(20), reading(settings, Endless(), Recorder()) as reader:
+        await until(lambda: reader.paused == {0, 1})

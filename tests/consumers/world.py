@@ -72,11 +72,13 @@ class FakePublisher:
 
     def __init__(self, trace: list[str]) -> None:
         self.sent: dict[str, list[tuple[bytes | None, bytes | None, list[tuple[str, bytes]]]]] = {}
+        self.insisted: set[str] = set()  # topics with a message that its sender would wait for without end
         self._trace = trace
 
-    async def enqueue(self, topic, value, key=None, partition=None, headers=()) -> Confirmed:
+    async def enqueue(self, topic, value, key=None, partition=None, headers=(), *, insist=False) -> Confirmed:
         """See producers.publisher."""
         assert not (key is None and value is None), "aiokafka sends no message without key and value"
+        self.insisted |= {topic} if insist else set()
         self._trace.append("publish.sent")
         await moment()
         self.sent.setdefault(topic, []).append((key, value, list(headers)))

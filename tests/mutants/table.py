@@ -298,13 +298,13 @@ ORDER = (
         "        for tier, keys in by_tier.items():\n"
         "            versions = np.array([version for _, version in keys], np.int64)\n"
         "            ids = [identifier for identifier, _ in keys]\n"
-        '            await self._changes.publish(partition, TierName.HOT, tier, "recovered", ids, versions)\n'
+        '            await self._changes.publish(partition, TierName.HOT, tier, "recovered", ids, versions, insist=True)\n'
         "        self.watermarks[partition].settle(record.offsets(record.versions_of(batch)))\n",
         "        self.watermarks[partition].settle(record.offsets(record.versions_of(batch)))\n"
         "        for tier, keys in by_tier.items():\n"
         "            versions = np.array([version for _, version in keys], np.int64)\n"
         "            ids = [identifier for identifier, _ in keys]\n"
-        '            await self._changes.publish(partition, TierName.HOT, tier, "recovered", ids, versions)\n',
+        '            await self._changes.publish(partition, TierName.HOT, tier, "recovered", ids, versions, insist=True)\n',
         (INGESTS,),
     ),
     Mutant(
@@ -605,6 +605,121 @@ QUEUED = (
     ),
 )
 
+LOG = (
+    Mutant(
+        "give up a dead letter that is late",
+        "R2",
+        INGEST,
+        "await self._publisher.enqueue(topic, value, key, headers=headers, insist=True)",
+        "await self._publisher.enqueue(topic, value, key, headers=headers)",
+        (INGESTS,),
+    ),
+    Mutant(
+        "send again what is only late",
+        "R2",
+        "producers/publisher.py",
+        "answer = await (await self._producer.send(topic, **given))",
+        "answer = await asyncio.wait_for(await self._producer.send(topic, **given), 0.01)",
+        ("tests/producers/test_publisher.py",),
+    ),
+    Mutant(
+        "wait for what no waiting mends",
+        "R9",
+        "producers/publisher.py",
+        "if not (unsent := self._unsent(topic, error)).retriable:",
+        "if (unsent := self._unsent(topic, error)) is None:",
+        ("tests/producers/test_publisher.py",),
+    ),
+    Mutant(
+        "take the last told for where a record is",
+        "fold",
+        "consumers/placement.py",
+        "(version, depth) > self._homes.get(identifier, (-1, 0))",
+        "(version, depth) != self._homes.get(identifier, (-1, 0))",
+        (f"{UNIT}/test_advice.py",),
+    ),
+    Mutant(
+        "poll on while a partition's messages wait",
+        "R2",
+        "consumers/reader.py",
+        '                        self._consumer.pause(tp)\n                        log.warning("partition.late"',
+        '                        log.warning("partition.late"',
+        (f"{UNIT}/test_reader.py",),
+    ),
+    Mutant(
+        "know the log by what lies below the watermark alone",
+        "identity",
+        "consumers/witness.py",
+        'return f"{kept[0]} {kept[-1]}"',
+        'return f"{kept[0]}"',
+        (f"{UNIT}/test_witness.py",),
+    ),
+    Mutant(
+        "take another message for the one that was applied",
+        "identity",
+        "consumers/recognition.py",
+        "if found.offset == applied.offset and found != applied:",
+        "if found.offset != applied.offset:",
+        (
+            "tests/pipeline/test_log_identity.py::TestOffsets::test_a_log_cut_off_and_written_on_is_refused_until_it_is_said_where_it_begins",
+        ),
+    ),
+    Mutant(
+        "take a log that ends before what was applied",
+        "identity",
+        "consumers/recognition.py",
+        "if applied.offset >= ends[tp]:",
+        "if applied.offset > ends[tp] + 1_000_000:",
+        ("tests/pipeline/test_log_identity.py::TestOffsets::test_a_log_that_ends_before_what_was_applied_is_refused",),
+    ),
+)
+
+LATE = (
+    Mutant(
+        "go on with a client that the broker has lost the thread of",
+        "R9",
+        "producers/publisher.py",
+        "        if isinstance(error, BROKEN):\n",
+        "        if isinstance(error, ()):\n",
+        ("tests/producers/test_publisher.py",),
+    ),
+    Mutant(
+        "let a late commit bring back what was cleared",
+        "clearing",
+        "consumers/clearing.py",
+        "self._notes.remember(partition, max(self._notes.cleared_below(partition), offset + 1))",
+        "pass",
+        (CLEARS,),
+    ),
+)
+
+ENDING = (
+    Mutant(
+        "call what a closing node cannot do an internal error",
+        "R9",
+        "pipeline/edge.py",
+        "if not (isinstance(error, ENDS) or (self._edge.stopping and _unexpected(error))):",
+        "if not isinstance(error, ENDS):",
+        ("tests/pipeline/test_edge.py::test_what_goes_wrong_while_the_node_ends_is_its_end",),
+    ),
+    Mutant(
+        "call an unknown outcome an internal error",
+        "R9",
+        "pipeline/edge.py",
+        "ENDS = (OutcomeUnknown, Fenced, DeviceLost)",
+        "ENDS = (Fenced, DeviceLost)",
+        ("tests/pipeline/test_edge.py::test_what_ends_the_node_is_a_503",),
+    ),
+    Mutant(
+        "let a failing node's gateway answer as if nothing were",
+        "R9",
+        "pipeline/serve.py",
+        "gateway.stop()  # what is still on its way is told why it is not answered",
+        "pass",
+        ("tests/pipeline/test_stop.py::test_a_request_that_a_failing_node_cannot_answer_is_told_to_ask_again",),
+    ),
+)
+
 READS = (
     Mutant(
         "copy segment bitmaps one by one",
@@ -680,7 +795,7 @@ READS = (
     ),
 )
 
-MUTANTS = (*FINDINGS, *VERSIONS, *COMMITS, *ORDER, *EPOCHS, *FSYNCS, *QUEUED, *READS)
+MUTANTS = (*FINDINGS, *VERSIONS, *COMMITS, *ORDER, *EPOCHS, *FSYNCS, *QUEUED, *LOG, *LATE, *ENDING, *READS)
 
 #: Killed within a moment each: the slice that runs with every test run.
 QUICK = frozenset(

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -18,13 +18,17 @@ import pytest
 import redis
 
 from pipeline import MemoryManager, Query
+from pipeline.dead_letters import newest
 from pipeline.demo_node import NodeProcess
 from pipeline.settings import Settings
 from pipeline.stack import Stack
 from producers import KafkaSettings, MemoryProducer
+from producers.events import Message
+from tests.conftest import StackThread
 from tests.nodes import rows, small, until
 from tests.preload import Preload
 from tests.valkey_server import ValkeyServer
+from tiers.errors import LogUnavailable
 from tiers.tier import TierName
 
 HOT, WARM, COLD, GLACIER = TierName
@@ -143,6 +147,38 @@ async def test_what_a_full_valkey_does_not_take_goes_one_tier_further(
         await publish(memory, 100, 440)
         await until(lambda: memory.node.index.rows(WARM) > there + 50, 60)
         await everything_is_there(memory, 540)
+
+
+@pytest.mark.timeout(180)
+async def test_a_dead_letter_waits_for_a_kafka_that_is_away(
+    stack: Stack, stack_thread: StackThread, prefix: str, tmp_path: Path
+) -> None:
+    """Away for longer than a message is waited for: the node lives, and with Kafka back the letter is there, once."""
+    settings = small(stack, prefix, tmp_path / "node", kafka__send_timeout_s=1.0, kafka__partitions=1)
+    async with MemoryManager.open(settings) as memory:
+        await memory.ready()
+        node, gate = memory.node, asyncio.Event()
+        apply = node.ingest.apply
+
+        async def gated(partition: int, messages: Sequence[Message]) -> None:
+            await gate.wait()
+            await apply(partition, messages)
+
+        node.ingest.apply = gated  # type: ignore[method-assign] - so that Kafka is away when the letter is written
+        await node.publisher.send(node.topics.memories, b"{", b"bad")
+        await until(lambda: node.reader.paused == {0})
+        await asyncio.to_thread(stack_thread.do, stack.kill("kafka"))
+        try:
+            gate.set()
+            for _ in range(3):  # each waits as long as a message is waited for
+                with pytest.raises(LogUnavailable):
+                    await node.publisher.send(node.topics.age, b"advice", partition=0)
+            assert (0, {0}) == (node.ingest.watermarks[0].value, node.reader.paused)
+        finally:
+            await asyncio.to_thread(stack_thread.do, stack.restart("kafka"))
+        await until(lambda: node.ingest.watermarks[0].value == 1 and not node.reader.paused, 60)
+        await memory.retrieve(Query(ids=["id-0"], at_least=await publish(memory, 5), deadline_ms=10_000))
+        assert ["0"] == [str(letter.letter.offset) for letter in await newest(settings, 10, 100)]
 
 
 # -- a full disk, under a node of its own process, by the shim ---------------------------------------------------------

@@ -13,6 +13,7 @@ import pytest
 from pipeline.stack import Stack
 from tests.live import Live, live
 from tests.nodes import DIM, small
+from tiers.errors import DeviceLost, Fenced, InvalidRecord, OutcomeUnknown, TierUnavailable
 
 LIMIT = 16_384
 
@@ -47,6 +48,48 @@ def raw(node: Live, *parts: bytes, pause_s: float = 0.0) -> tuple[int, dict[str,
             pass  # it closed while we were still sending
     head, _, body = answer.partition(b"\r\n\r\n")
     return int(head[9:12] or 0), json.loads(body) if body[:1] == b"{" else {}, answer
+
+
+# -- a node that ends --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("error", [OutcomeUnknown("sent"), Fenced("another"), DeviceLost("gone")])
+def test_what_ends_the_node_is_a_503(
+    node: Live, http: httpx.Client, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    """Whoever was waiting asks again in a moment: the request was not wrong, and nothing of it is unexpected."""
+
+    async def failing(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(node.memory, "delete", failing)
+    response = http.delete("/v1/memories/x")
+
+    assert (503, "urn:isotherm:stopping") == (response.status_code, response.json()["type"])
+    assert ("1", "close") == (response.headers["retry-after"], response.headers["connection"])
+
+
+@pytest.mark.parametrize(
+    ("ending", "error", "status"),
+    [
+        (True, RuntimeError("cannot schedule new futures after shutdown"), 503),
+        (False, RuntimeError("a bug"), 500),
+        (True, InvalidRecord("id", "no id"), 400),
+        (True, TierUnavailable("warm"), 503),
+    ],
+)
+def test_what_goes_wrong_while_the_node_ends_is_its_end(
+    node: Live, http: httpx.Client, monkeypatch: pytest.MonkeyPatch, ending: bool, error: Exception, status: int
+) -> None:
+    """What a request needs may be closed under it: 503. A request that is wrong is told so; a bug stays a bug."""
+
+    async def failing(*_: object) -> None:
+        monkeypatch.setattr(node.gateway.edge, "stopping", ending)
+        raise error
+
+    monkeypatch.setattr(node.memory, "delete", failing)
+
+    assert status == http.delete("/v1/memories/x").status_code
 
 
 # -- paths, methods, parameters ----------------------------------------------------------------------------------------

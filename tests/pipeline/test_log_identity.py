@@ -7,23 +7,27 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 
 import pytest
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 
 from pipeline import MemoryManager, log_watch
+from pipeline.demo_checks import read_topic
 from pipeline.doctor_kafka import kafka
 from pipeline.log_identity import identity
-from pipeline.manifest import Manifest, held
+from pipeline.manifest import DataDirectory, Manifest, held
 from pipeline.settings import Settings
 from pipeline.stack import Stack
 from pipeline.topics import ensure_topics
+from producers import MemoryProducer
 from producers.events import Topics
 from tests.command import command
-from tests.kafka_admin import add_partitions, commit, committed, delete_before, remake
+from tests.kafka_admin import add_partitions, administration, commit, committed, delete_before, remake
 from tests.nodes import bring, rows, small, until
 from tiers.errors import InvalidRecord, LogChanged, LogUnavailable, SettingsError
 from tiers.tier import Query, TierName
@@ -74,7 +78,7 @@ async def lived(settings: Settings) -> str:
         await memory.ready()
         for row in rows(COUNT):
             token = await memory.store([row])
-        await memory.retrieve(Query(ids=["id-0"], at_least=token))
+        await until(lambda: all(memory.node.index.find(f"id-{n}") for n in range(COUNT)))
         for n in range(COUNT):
             await bring(memory, f"id-{n}", *(HOT, (WARM, COLD, GLACIER)[n % 3]))
         await until(lambda: not sum(mark.dirty for mark in memory.node.ingest.watermarks.values()))
@@ -177,9 +181,8 @@ class TestMadeAgain:
         await adopt(settings)
         async with MemoryManager.open(settings) as memory:
             await memory.ready()
-            for n in range(6):
-                token = await memory.delete(f"id-{n}")
-            await memory.retrieve(Query(ids=["id-0"], at_least=token))
+            for n in range(6):  # a token is of the partitions that its records are in
+                await memory.retrieve(Query(ids=["id-0"], at_least=await memory.delete(f"id-{n}")))
             assert {} == await found(memory, *(f"id-{n}" for n in range(6)))
             for n in range(6):
                 await bring(memory, f"id-{n}", HOT, GLACIER)
@@ -235,6 +238,40 @@ class TestOffsets:
             there = await found(memory, *(f"id-{n}" for n in range(COUNT)))
             assert {f"id-{n}": (0, payload(n)) for n in range(COUNT)} == there
 
+    async def test_a_log_cut_off_and_written_on_is_refused_until_it_is_said_where_it_begins(
+        self, settings: Settings
+    ) -> None:
+        """Same id, offsets in range, other messages where some were applied: commits know them by their checksums."""
+        await lived(settings)
+        await cut_off(settings, dict.fromkeys(range(PARTITIONS), 3))
+        began = datetime.now(UTC).isoformat()
+        async with MemoryProducer(settings.kafka) as producer:
+            for row in rows(2 * COUNT, COUNT):
+                await producer.send(row.id, row.vector, {"n": int(row.id.removeprefix("id-"))})
+        await refused(settings, r"\[\d\]: a message of .* was applied at offset \d+, and the log has another one there")
+
+        assert 2 == (await adopt(settings))[0], "nobody but a person knows where the new part begins"
+        assert 0 == (await adopt(settings, "--from", began))[0]
+        async with MemoryManager.open(settings) as memory:
+            await memory.ready()
+            there = await found(memory, *(f"id-{n}" for n in range(3 * COUNT)))
+            assert {f"id-{n}": (int(n >= COUNT), payload(n)) for n in range(3 * COUNT)} == there
+
+    async def test_a_log_that_ends_before_what_was_applied_is_refused(self, settings: Settings) -> None:
+        """Cut off above the watermark: what had moved down already has versions that other messages would get."""
+        async with MemoryManager.open(settings) as memory:
+            await memory.ready()
+            for row in rows(COUNT):
+                await memory.store([row])
+            await until(lambda: all(memory.node.index.find(f"id-{n}") for n in range(COUNT)))
+            entries = {f"id-{n}": memory.node.index.find(f"id-{n}") for n in range(COUNT)}
+            mine = [name for name, entry in entries.items() if entry is not None and entry.partition == 0]
+            for name in (mine[0], *mine[2:]):
+                await bring(memory, name, HOT, COLD)
+            await until(lambda: memory.node.commit.acknowledged(0) == 1)
+        await cut_off(settings, {0: 2})
+        await refused(settings, r"\[0\]: a message of .* was applied at offset \d+, and the log ends before it.*--from")
+
     async def test_a_beginning_that_was_deleted_is_refused_and_adopted_at_the_beginning(
         self, settings: Settings
     ) -> None:
@@ -278,6 +315,34 @@ class TestOffsets:
             at = list(json.loads(said)["replay_from"].values())
             assert 0 == code
             assert at == expected if expected else all(at)
+
+
+async def cut_off(settings: Settings, cut: Mapping[int, int]) -> None:
+    """Cut partitions of the log off at these offsets.
+
+    No broker lets anyone do that. So the topic is made again with what lay below, and everything is told that it is the
+    one that it was: the manifest its id, the group its commits.
+    """
+    group, topic, bootstrap = f"{settings.kafka.prefix}.node", log_of(settings), settings.kafka.bootstrap
+    partitions = [TopicPartition(topic, p) for p in range(PARTITIONS)]
+    async with administration(bootstrap) as admin:
+        commits = await admin.list_consumer_group_offsets(group, partitions=partitions)
+    messages = await read_topic(bootstrap, topic, PARTITIONS)
+    await remake(bootstrap, topic, PARTITIONS)
+    producer = AIOKafkaProducer(bootstrap_servers=bootstrap)
+    async with producer:
+        for each in messages:
+            if each.offset < cut.get(each.partition, each.offset + 1):
+                where = {"partition": each.partition, "timestamp_ms": each.timestamp}
+                await producer.send_and_wait(topic, each.value, each.key, headers=list(each.headers), **where)
+    with DataDirectory(Path(settings.data)) as directory:
+        manifest = directory.manifest(settings)
+        manifest.topic = (await identity(settings.kafka, topic)).id
+        directory.save(manifest)
+    consumer = AIOKafkaConsumer(bootstrap_servers=bootstrap, group_id=group, enable_auto_commit=False)
+    async with consumer:
+        consumer.assign(partitions)
+        await consumer.commit(commits)
 
 
 async def commit_zero(settings: Settings) -> None:

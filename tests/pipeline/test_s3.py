@@ -93,6 +93,28 @@ async def test_a_bucket_that_refuses_for_a_while_delays_and_loses_nothing(in_s3:
     assert failures > 5
 
 
+async def test_a_bucket_that_is_away_stalls_moves_and_comes_back_by_itself(in_s3: Settings, s3: Stack) -> None:
+    """Each request is refused: moves into it wait, reads name glacier, what is above is found; then all goes on."""
+    given = rows(COUNT)
+    with Proxy(s3.s3) as proxy:
+        glacier = msgspec.structs.replace(in_s3.glacier, endpoint=proxy.address, timeout_s=2.0)
+        async with MemoryManager.open(msgspec.structs.replace(in_s3, glacier=glacier)) as memory:
+            await memory.ready()
+            await memory.store(given[: COUNT // 2])
+            await until(lambda: _in_glacier(memory, COUNT // 2), 60)
+            for method in ("GET", "PUT", "HEAD", "POST", "DELETE"):
+                proxy.inject("503", method, "", times=1_000_000)
+            await memory.store(given[COUNT // 2 :])
+            await until(lambda: any(lane.stalled["TierUnavailable"] for lane in memory.node.lanes.values()), 60)
+            found = await memory.retrieve(Query(ids=[given[0].id, given[-1].id]))
+            assert ([given[-1].id], False, ["glacier"]) == (
+                [hit.row.id for hit in found.hits], found.complete, list(found.missed)
+            )  # fmt: skip
+            proxy.faults.clear()
+            await until(lambda: _in_glacier(memory, COUNT), 60)
+            await _finds(memory, given)
+
+
 def test_no_credential_is_a_setting(in_s3: Settings, s3: Stack) -> None:
     """What `config show` prints has no key, and settings have no place for one."""
     secret = s3.credentials.read_text().split("aws_secret_access_key = ")[1].strip()

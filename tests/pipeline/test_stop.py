@@ -10,11 +10,17 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import pytest
 
+from pipeline import MemoryManager
 from pipeline.demo_node import NodeProcess
+from pipeline.routes import Gateway
+from pipeline.serve import HttpService
+from pipeline.settings import Settings
 from pipeline.stack import Stack
 from tests.live import live
 from tests.nodes import DIM, small
+from tiers.errors import Fenced
 
 
 def test_a_request_in_flight_is_answered_and_a_new_one_refused(stack: Stack, prefix: str, tmp_path: Path) -> None:
@@ -46,6 +52,44 @@ def test_a_request_in_flight_is_answered_and_a_new_one_refused(stack: Stack, pre
         assert b" 202 " in answer[:20]
         assert b"token" in answer
         assert not node.memory.node.replaying()  # the node itself still runs
+
+
+async def test_a_request_that_a_failing_node_cannot_answer_is_told_to_ask_again(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A service fails while a request is on its way, and what it needs is closed: 503, not an internal error."""
+    asked, closed = asyncio.Event(), asyncio.Event()
+
+    class Failing:
+        name = "failing"
+
+        async def run(self, _: asyncio.Event) -> None:
+            await asked.wait()
+            raise Fenced("another owner")
+
+    async def late(*_: object) -> None:
+        asked.set()
+        await closed.wait()
+        raise RuntimeError("cannot schedule new futures after shutdown")
+
+    service = HttpService(settings)
+
+    async def fail() -> None:
+        async with MemoryManager.open(settings, service, Failing()) as memory:
+            service.gateway = Gateway(memory)
+            await memory.ready()
+            monkeypatch.setattr(memory, "delete", late)
+            requests.append(asyncio.create_task(http.delete("/v1/memories/x")))
+            await asyncio.Event().wait()
+
+    requests: list[asyncio.Task[httpx.Response]] = []
+    async with httpx.AsyncClient(base_url=service.address, timeout=30) as http:
+        with pytest.raises(BaseExceptionGroup, match="unhandled errors"):
+            await fail()
+        closed.set()
+        response = await requests[0]
+
+    assert (503, "urn:isotherm:stopping") == (response.status_code, response.json()["type"])
 
 
 def test_sigterm_while_asked_ends_in_order(stack: Stack, prefix: str, tmp_path: Path) -> None:

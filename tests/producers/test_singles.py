@@ -53,9 +53,11 @@ def alone(messages: list[Message]) -> tuple[pa.RecordBatch, Told]:
     return record.to_batch(rows, SHAPE), letters
 
 
-def together(messages: list[Message]) -> tuple[pa.RecordBatch, Told]:
-    """Return the same, of one poll."""
-    found = wire.decode(DECODER, SHAPE, PLACE, messages, 100)
+def together(messages: list[Message], few: int = 0) -> tuple[pa.RecordBatch, Told]:
+    """Return the same, of one poll; up to `few` messages are taken one by one there too."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(wire, "FEW", few)
+        found = wire.decode(DECODER, SHAPE, PLACE, messages, 100)
     told = [(letter.message.offset, letter.row, letter.error.reason, str(letter.error)) for letter in found.letters]
     return found.batch, sorted(told)
 
@@ -63,13 +65,14 @@ def together(messages: list[Message]) -> tuple[pa.RecordBatch, Told]:
 def agree(messages: list[Message]) -> None:
     with np.errstate(over="ignore"):
         expected, refused = alone(messages)
-    found, told = together(messages)
+    for few in (0, len(messages)):
+        found, told = together(messages, few)
 
-    assert refused == told
-    assert expected.schema == found.schema
-    assert expected.drop_columns("vector").to_pylist() == found.drop_columns("vector").to_pylist()
-    assert record.vectors_of(expected).tobytes() == record.vectors_of(found).tobytes()
-    assert expected["vector"].is_valid() == found["vector"].is_valid()
+        assert refused == told
+        assert expected.schema == found.schema
+        assert expected.drop_columns("vector").to_pylist() == found.drop_columns("vector").to_pylist()
+        assert record.vectors_of(expected).tobytes() == record.vectors_of(found).tobytes()
+        assert expected["vector"].is_valid() == found["vector"].is_valid()
 
 
 # -- what may be said ------------------------------------------------------------------------------------------------
@@ -222,6 +225,15 @@ def test_plain_events_are_not_looked_at_one_by_one(monkeypatch):
     monkeypatch.setattr(EventDecoder, "decode", None)
 
     assert list(range(6)) == record.offsets(record.versions_of(together(messages)[0])).tolist()
+
+
+def test_a_few_messages_are_decoded_one_by_one(monkeypatch):
+    """Columns of a few events cost more than the events do; which way it goes is decided by how many there are."""
+    monkeypatch.setattr(singles, "decode", None)
+
+    assert 3 == together([plain(at) for at in range(3)], few=3)[0].num_rows
+    with pytest.raises(TypeError):
+        together([plain(at) for at in range(4)], few=3)
 
 
 def test_a_vector_that_comes_twice_is_not_hidden_by_its_own_text():

@@ -5,11 +5,13 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
+import time
 import traceback
 
 from tests.simulation.plan import FOCUS
-from tests.simulation.run import search, simulated, world
+from tests.simulation.run import Outcome, simulated, spread, world
 
 
 def replay(seed: int, broken: frozenset[str], focus: str) -> int:
@@ -35,6 +37,7 @@ def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.simulation", description=__doc__)
     parser.add_argument("seeds", nargs="?", default="0:10000", help="one seed, or first:last")
     parser.add_argument("--seconds", type=float, default=1e9, help="CPU seconds at most")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="processes")
     parser.add_argument("--without", action="append", default=[], help="a rule of the start or the stores to break")
     parser.add_argument("--focus", default="", choices=["", *FOCUS], help="plans of one kind only")
     given = parser.parse_args(argv)
@@ -42,12 +45,21 @@ def main(argv: list[str]) -> int:
     if ":" not in given.seeds:
         return replay(int(given.seeds), broken, given.focus)
     first, last = map(int, given.seeds.split(":"))
-    found = search(range(first, last), broken, given.focus, given.seconds)
-    rate = found.seeds / found.seconds if found.seconds else 0.0
-    print(f"seeds={found.seeds} cpu_s={found.seconds:.1f} per_s={rate:.0f} failed={found.failed}")
+    began = time.monotonic()
+
+    def progress(so_far: Outcome) -> None:
+        rate = so_far.seeds / (time.monotonic() - began)
+        print(f"{so_far.seeds} of {last - first} seeds, {rate:.0f} a second", file=sys.stderr, flush=True)
+
+    found = spread(range(first, last), given.jobs, broken, given.focus, given.seconds, progress)
+    wall_s = time.monotonic() - began
     if found.failed is not None:
         focus = f" --focus {given.focus!r}" if given.focus else ""
         print(f"{found.error}\nreplay: python -m tests.simulation {found.failed}{focus}")
+    print(
+        f"seeds={found.seeds} jobs={given.jobs} wall_s={wall_s:.1f} cpu_s={found.seconds:.1f} "
+        f"per_s={found.seeds / wall_s:.0f} failed={found.failed}"
+    )
     return int(found.failed is not None)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from consumers.placement import Placement
 from tests.simulation.checker import Violation
 from tests.simulation.life import Life
 from tests.simulation.log import Log
@@ -19,7 +20,9 @@ Placed = Mapping[tuple[str, int], int]
 
 def check(life: Life, log: Log, model: Model) -> None:
     """Compare what is told with the index of a life at rest."""
-    placed = fold(log)
+    placed, feed = fold(log), Placement(len(model.partition))
+    for _, change in log.changes():
+        feed.advance(change)
     for name, partition in model.partition.items():
         state = model.newest(name, life.marks[partition].end)
         if state is None:
@@ -31,6 +34,8 @@ def check(life: Life, log: Log, model: Model) -> None:
             continue  # a delete of a tombstone that is gone: it does not count, and nothing is there either way
         if told != shown:
             raise Violation(f"ledger: the changes say that {name} is in {told}, the index says {shown}")
+        if told != _where(feed.home(name), state.version):
+            raise Violation(f"ledger: the feed's placement says otherwise than that {name} is in {told}")
 
 
 def fold(log: Log) -> Placed:
@@ -45,6 +50,11 @@ def fold(log: Log) -> Placed:
                 key = name, record.parse_version(text)
                 placed[key] = max(placed.get(key, 0), DEPTHS.index(change.target))
     return placed
+
+
+def _where(home: tuple[int, str | None] | None, version: int) -> str | None:
+    """Return where the product's own fold has a version."""
+    return home[1] if home is not None and home[0] == version else DEPTHS[0]
 
 
 def _dropped(placed: Placed, model: Model, name: str, version: int | None) -> bool:

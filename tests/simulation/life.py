@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
-from unittest import mock
 
 from consumers import reader as reader_module
 from consumers.clearing import Clearing
@@ -53,6 +52,7 @@ RULES = PolicySettings(
 MOVES = MoveSettings(rows_max=8, lane_jobs_max=8, compact_rows=2, compact_s=0.05)
 SHAPE = record.schema(DIM, {})  # attributes are what costs most in a small batch, and decide nothing here
 DECODER = EventDecoder(DIM, {})
+KAFKA = KafkaSettings(prefix="t")
 
 
 class SlowArena(HostArena):
@@ -157,10 +157,11 @@ class Life:
         )
         handlers = {TOPICS.memories: self.ingest, TOPICS.access: self.heat, TOPICS.age: self.demote}
         consumer = Consumer(self.log, self.loop, self._network)
-        with mock.patch.object(reader_module, "AIOKafkaConsumer", return_value=consumer):
-            self.reader = Reader(
-                KafkaSettings(prefix="t"), range(self.partitions), TOPICS.memories, handlers, self.ingest, 4
-            )
+        former, reader_module.AIOKafkaConsumer = reader_module.AIOKafkaConsumer, lambda **_: consumer
+        try:
+            self.reader = Reader(KAFKA, range(self.partitions), TOPICS.memories, handlers, self.ingest, 4)
+        finally:
+            reader_module.AIOKafkaConsumer = former
         self.scanner = Scanner(1)
         self._notes = Clearances(directory, manifest)
 

@@ -15,7 +15,7 @@ from aiokafka.errors import KafkaError
 
 from producers import events
 from producers.events import Message, Topics
-from producers.publisher import Position
+from producers.publisher import AGAIN_S, Position
 from tests.simulation.loop import Loop
 from tests.simulation.network import LOG, Network
 from tests.tiers.rows import NOW_MS
@@ -140,11 +140,9 @@ class Consumer:
         found = self._take()
         if not found:
             waiting = self._log.changed()
-            try:
-                async with asyncio.timeout(timeout_ms / 1000):
-                    await waiting
-            except TimeoutError:
-                pass
+            timeout = self._loop.call_later(timeout_ms / 1000, _finish, waiting, None)
+            await waiting
+            timeout.cancel()
             found = self._take()
         return found
 
@@ -154,8 +152,8 @@ class Consumer:
         for tp in self._at:
             start, messages = self._at[tp], self._log.of(*tp)
             if (
-                tp in self._paused
-                or start >= len(messages)
+                start >= len(messages)
+                or tp in self._paused
                 or self._loop.random.random() < 0.2 + self._network.faults.slow
             ):
                 continue
@@ -182,17 +180,19 @@ class Publisher:
         self._log, self._loop, self._network = log, loop, network
         self._last: dict[tuple[str, int], float] = {}
 
-    async def enqueue(self, topic, value, key=None, partition=None, headers=()) -> Sent:
+    async def enqueue(self, topic, value, key=None, partition=None, headers=(), *, insist=False) -> Sent:
         assert not (key is None and value is None), "aiokafka sends no message without key and value"
         faults, random = self._network.faults, self._loop.random
         await asyncio.sleep(0)
-        if faults.out.get(LOG) or random.random() < faults.refused:
-            raise LogUnavailable("the log does not answer")
+        while faults.out.get(LOG) or random.random() < faults.refused:
+            if not insist:
+                raise LogUnavailable("the log does not answer")
+            await asyncio.sleep(AGAIN_S)
         place = record.partition(key.decode(), self._log.partitions) if partition is None else partition
         answer = self._loop.create_future()
         when = max(self._loop.now + self._network.delay(), self._last.get((topic, place), 0.0) + 1e-6)
         self._last[topic, place] = when
-        lost = random.random() < faults.lost
+        lost = random.random() < faults.lost and not insist  # asked again, the broker says that it has it
         arrives = self._loop.life, answer, topic, place, key, value, headers, lost
         self._loop.later(when - self._loop.now, self._land, *arrives)
         return Sent(answer)

@@ -44,6 +44,7 @@ class Loop(asyncio.AbstractEventLoop):
         self._ready: list[Handle] = []
         self._timers: list[tuple[float, int, Handle]] = []
         self._count = 0
+        self._tasks: list[asyncio.Task[Any]] = []  # of the process
         self._muted = False
 
     def __enter__(self) -> Self:
@@ -85,7 +86,9 @@ class Loop(asyncio.AbstractEventLoop):
         return asyncio.Future(loop=self)
 
     def create_task(self, coro: Coroutine[Any, Any, Any], *, name=None, context=None) -> asyncio.Task[Any]:
-        return asyncio.Task(coro, loop=self, name=name, context=context)
+        task = asyncio.Task(coro, loop=self, name=name or "", context=context)  # a name costs a count and a text
+        self._tasks.append(task)
+        return task
 
     def run_in_executor(self, executor, func, *args) -> asyncio.Future[Any]:
         """Run the job at once, and let its answer come later: a thread's work has no moment that others could see."""
@@ -146,10 +149,13 @@ class Loop(asyncio.AbstractEventLoop):
     def kill(self) -> None:
         """End the process: nothing of its tasks runs any more, not even their `finally`."""
         self._muted = True
-        for task in asyncio.all_tasks(self):
+        for task in self._tasks:
+            if task.done():
+                continue
             task._log_destroy_pending = False
             with suppress(RuntimeError):  # it awaits something in its `finally`: too late
                 task.get_coro().close()
+        self._tasks.clear()
         self._muted = False
         self._ready = [handle for handle in self._ready if handle.life == OUTSIDE]
         self._timers = [timer for timer in self._timers if timer[2].life == OUTSIDE]

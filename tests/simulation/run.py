@@ -1,13 +1,15 @@
-"""Runs seeds, and tells of the first that breaks a rule."""
+"""Runs seeds, on one core or on many, and tells of the first that breaks a rule."""
 
 from __future__ import annotations
 
 import gc
 import logging
+import multiprocessing
 import time
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import contextmanager
+from functools import partial
 from typing import NamedTuple
 
 import structlog
@@ -17,6 +19,7 @@ from tests.simulation.checker import Violation
 from tests.simulation.world import World
 from tiers import index, segment
 
+PART = 50  # seeds that one process takes at a time
 SMALL = 8  # entries of a segment: so few that ids spread over several
 
 
@@ -82,3 +85,26 @@ def search(
             if time.process_time() - began > seconds:
                 break
     return Outcome(count, time.process_time() - began)
+
+
+def spread(
+    seeds: range,
+    jobs: int,
+    broken: frozenset[str] = frozenset(),
+    focus: str = "",
+    seconds: float = 1e9,
+    progress: Callable[[Outcome], None] = lambda _: None,
+) -> Outcome:
+    """Run seeds on so many processes; the first that fails is the lowest, as on one.
+
+    `progress` is told of what was run so far, each time that a part is done. Seconds are CPU seconds of all.
+    """
+    parts = [seeds[start : start + PART] for start in range(0, len(seeds), PART)]
+    done = Outcome(0, 0.0)
+    with multiprocessing.get_context("spawn").Pool(jobs) as pool:
+        for found in pool.imap(partial(search, broken=broken, focus=focus), parts):
+            done = found._replace(seeds=done.seeds + found.seeds, seconds=done.seconds + found.seconds)
+            progress(done)
+            if done.failed is not None or done.seconds > seconds:
+                break
+    return done

@@ -129,10 +129,11 @@ class World:
 
     def _reap(self) -> None:
         """See whether something has ended by itself, and whether it was allowed to."""
-        for task in self.clients:
-            if task.done() and not task.cancelled():
+        ended = [task for task in self.clients if task.done()]
+        for task in ended:
+            self.clients.remove(task)
+            if not task.cancelled():
                 task.result()
-        self.clients = [task for task in self.clients if not task.done()]
         task = self._running
         if task is None or not task.done():
             return
