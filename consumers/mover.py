@@ -3,12 +3,14 @@
     queue the target rows -> read source -> store target -> receipt -> publish the change
     -> rewrite the home (superseded meanwhile: the target row stays queued) -> evict the source
 
+What the loop does for thousands of rows it does in steps: others have their turn between two.
 Every method runs in its partition's lane, and a lane goes on only when every request was answered. What is physically
 somewhere without being a home is in the index's queue until its eviction is answered.
 """
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -27,7 +29,8 @@ from tiers import failpoint, record
 from tiers.errors import TierCorrupt, TierFull, TierUnavailable
 from tiers.index import Index
 from tiers.queue import Group, Queue
-from tiers.record import Bools, Floats, Int64s
+from tiers.record import Floats, Int64s
+from tiers.steps import steps
 from tiers.tier import Location, Places, Receipt, Tier, TierName
 
 log = structlog.get_logger()
@@ -79,7 +82,7 @@ class Mover:
         self, partition: int, source: TierName, target: TierName, reason: str, keys: Sequence[tuple[str, int]]
     ) -> int:
         """Demote these (id, version) if they are still at home in `source`; returns how many moved."""
-        sources = self._at_home(source, keys)
+        sources = await self._at_home(source, keys)
         if not len(sources):
             return 0
         parents = self._traced(partition, sources) if self._tracing.on else ()
@@ -115,15 +118,15 @@ class Mover:
         with _kept(queue, landed), step("announce", rows=len(landed.places)):
             at_ms = await self._changes.publish(partition, source, target, reason, receipt.ids, receipt.versions)
         failpoint.reach("move.announced", source.word, target.word)
-        same = self._rewrite_home(source, landed, record.vectors_of(batch), reason, at_ms)
-        leaving = queue.enter(source, partition, sources.those(same & (source != TierName.HOT)))
-        failpoint.reach("move.relocated", source.word, target.word)
+        leaving = queue.enter(source, partition, sources, rows=0)
+        with _kept(queue, landed), _kept(queue, leaving):
+            moved, evicted = await self._rewrite_homes(landed, leaving, receipt, record.vectors_of(batch), reason, at_ms)
         with _kept(queue, leaving), step("evict", tier=source.word, rows=len(sources)):
-            evicted = await self._evict_dead(source, sources, receipt)
+            if source != TierName.HOT:  # none of them is a home: each was rewritten or superseded in this job
+                evicted = await self._tiers[source].evict(sources, receipt)
         failpoint.reach("move.evicted", source.word, target.word)
         queue.leave(leaving)
         queue.remove_all(source, partition, sources)
-        moved = int(same.sum())
         work.note(rows=moved, bytes=batch.nbytes)
         self.moved[source.word, target.word] = self.moved.get((source.word, target.word), 0) + moved
         took_s = time.perf_counter() - began
@@ -140,9 +143,18 @@ class Mover:
         """Return the traces in which these rows were applied, as far as they are remembered."""
         return self._tracing.remembered.of(partition, record.offsets(sources.versions).tolist())
 
-    def _at_home(self, tier: TierName, keys: Sequence[tuple[str, int]]) -> Places:
-        ids, versions = zip(*dict.fromkeys(keys), strict=True) if keys else ((), ())
-        return self._index.homes_of(tier, ids, np.array(versions, np.int64))
+    async def _at_home(self, tier: TierName, keys: Sequence[tuple[str, int]]) -> Places:
+        """Return where those of these rows lie that are at home in a tier now; each once."""
+        found: list[Places] = []
+        seen: set[tuple[str, int]] = set()
+        for at in steps(len(keys)):
+            if at.start:
+                await asyncio.sleep(0)
+            fresh = [key for key in dict.fromkeys(keys[at]) if key not in seen]
+            seen.update(fresh)
+            ids, versions = zip(*fresh, strict=True) if fresh else ((), ())
+            found.append(self._index.homes_of(tier, ids, np.array(versions, np.int64)))
+        return Places.joined(found)
 
     async def _read(self, source: TierName, sources: Places) -> tuple[pa.RecordBatch, Places]:
         """Return the rows as a batch; one that was superseded since (hot drops it at once) is left out.
@@ -169,17 +181,40 @@ class Mover:
             queue.remove_all(tier, partition, stored.without_slots())
         return queue.enter(tier, partition, stored)
 
-    def _rewrite_home(self, source: TierName, landed: Group, vectors: Floats, reason: str, at_ms: int) -> Bools:
-        """One loop step: the target rows become homes, but for those superseded meanwhile: they stay queued."""
-        queue, stored, target, partition = self._index.queue, landed.places, landed.tier, landed.partition
+    async def _rewrite_homes(
+        self, landed: Group, leaving: Group, receipt: Receipt, vectors: Floats, reason: str, at_ms: int
+    ) -> tuple[int, int]:
+        """Make the target rows homes, a step of the loop at a time, and queue the source rows in the same step.
+
+        Those of hot are evicted in it. Returns how many moved, and how many were evicted.
+        """
+        source, target = leaving.tier, landed.tier
+        moved = evicted = 0
+        for at in steps(len(landed)):
+            if at.start:
+                await asyncio.sleep(0)
+            moved += self._rewrite_home(source, landed, vectors[at], at.stop, reason, at_ms)
+            if source == TierName.HOT:
+                failpoint.reach("move.relocated", source.word, target.word)
+                evicted += await self._tiers[source].evict(leaving.whole[at], receipt)
+            else:
+                self._index.queue.admit(leaving, at.stop)
+                failpoint.reach("move.relocated", source.word, target.word)
+        return moved, evicted
+
+    def _rewrite_home(
+        self, source: TierName, landed: Group, vectors: Floats, end: int, reason: str, at_ms: int
+    ) -> int:
+        """One loop step: target rows up to `end` become homes, but for those superseded meanwhile: they stay queued."""
+        queue, target, stored = self._index.queue, landed.tier, landed.whole[landed.first : end]
         same = self._index.relocate(target, stored.ids, stored.versions, stored.slots, vectors, reason, at_ms)
-        queue.leave(landed)
-        queue.remove_all(target, partition, stored.those(same))
+        queue.shed(landed, end)
+        queue.remove_single(target, stored.those(same))
         for where in stored.those(~same):
             queue.add(target, where)
         if source == TierName.HOT:
-            self._watermarks[partition].settle(record.offsets(stored.versions[same]))
-        return same
+            self._watermarks[landed.partition].settle(record.offsets(stored.versions[same]))
+        return int(same.sum())
 
     async def _evict(self, tier: TierName, keys: Sequence[Location], receipt: Receipt | None) -> int:
         """Evict rows that are no home, and take them out of the queue once answered."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Sequence
 
 from producers import events
@@ -32,9 +33,10 @@ class Changes:
     ) -> int:
         """Announce that these rows' home (copy) went from `source` to `target`; returns its time in ms."""
         at_ms = self._now_ms()
-        texts = record.version_texts(versions)
         sent = []
         for start in range(0, len(ids), IDS_MAX):
+            if start:
+                await asyncio.sleep(0)  # a message is a step of the loop
             change = events.Change(
                 kind=kind,
                 source=source.word if source is not None else None,
@@ -43,7 +45,7 @@ class Changes:
                 policy=POLICY,
                 at=at_ms,
                 ids=list(ids[start : start + IDS_MAX]),
-                versions=texts[start : start + IDS_MAX],
+                versions=record.version_texts(versions[start : start + IDS_MAX]),
             )
             value = events.encode_change(change)
             sent.append(await self._publisher.enqueue(self._topic, value, partition=partition))

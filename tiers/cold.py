@@ -98,7 +98,7 @@ class ColdMemory:
         TierFull, TierUnavailable, InvalidRecord: nothing is stored. OutcomeUnknown: only a restart tells.
         """
         async with self._turn:
-            choice = choose(self.index, self.name, batch)
+            choice = await choose(self.index, self.name, batch)
             winners, slots = choice.winners, np.empty(0, np.int64)
             if winners.num_rows:
                 rows = await self._readers.run(packed.pack, winners)  # while another lane's rows are written

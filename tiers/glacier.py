@@ -120,7 +120,7 @@ class GlacierMemory:
             return receipt
 
     async def _store(self, batch: pa.RecordBatch) -> Receipt:
-        choice = choose(self.index, self.name, batch)
+        choice = await choose(self.index, self.name, batch)
         slots = np.empty(0, np.int64)
         if choice.winners.num_rows:
             partition = record.partitions(choice.winners["id"], self.partitions)

@@ -337,7 +337,7 @@ class HotMemory:
 
     async def store(self, batch: pa.RecordBatch) -> Receipt:
         """Put if newer. The receipt says "volatile": hot is never the proof of anything's durability."""
-        choice = choose(self.index, self.name, batch)
+        choice = await choose(self.index, self.name, batch)
         partition = record.partitions(choice.winners["id"], self.partitions)
         numbers, counts = np.unique(partition, return_counts=True)
         if sum(map(self._slabs_for, numbers.tolist(), counts.tolist())) > len(self._free):

@@ -61,6 +61,15 @@ class Places(Sequence[Location]):
         columns = [[getattr(where, name) for where in locations] for name in ("version", "partition", "slot")]
         return cls([where.id for where in locations], *(np.array(column, np.int64) for column in columns))
 
+    @classmethod
+    def joined(cls, parts: Sequence[Places]) -> Places:
+        """Return places one after another."""
+        if len(parts) == 1:
+            return parts[0]
+        none = np.zeros(0, np.int64)
+        columns = ([none, *(getattr(part, name) for part in parts)] for name in ("versions", "partitions", "slots"))
+        return cls([identifier for part in parts for identifier in part.ids], *map(np.concatenate, columns))
+
     def __len__(self) -> int:
         return len(self.ids)
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from itertools import count
 from random import Random
 
 import pytest
 
 from tests.consumers.world import BELOW, P, World
+from tiers import steps
 from tiers.errors import LogUnavailable, OutcomeUnknown, TierFull, TierUnavailable
 from tiers.tier import NO_SLOT, Location, TierName
 
@@ -16,6 +18,12 @@ HOT, WARM, COLD, GLACIER = TierName
 HOPS = [(HOT, WARM), (HOT, COLD), (HOT, GLACIER), (WARM, COLD), (WARM, GLACIER), (COLD, GLACIER)]
 WAYS = {HOT: [], WARM: [(HOT, WARM)], COLD: [(HOT, COLD)]}  # how a row comes to lie where a move begins
 hops = pytest.mark.parametrize(("source", "target"), HOPS, ids=[f"{s.word}-{t.word}" for s, t in HOPS])
+
+
+@pytest.fixture(autouse=True, params=[1, steps.STEP_ROWS], ids=["a row a step", "one step"])
+def step_rows(request, monkeypatch):
+    """Every test holds for a move of one step, and for one that lets others have their turn after each row."""
+    monkeypatch.setattr(steps, "STEP_ROWS", request.param)
 
 
 def world_with(tier: TierName, *ids: str) -> World:
@@ -37,12 +45,13 @@ def steps_of(source: TierName, target: TierName) -> list[str]:
 
 
 def at_every_step(source: TierName, target: TierName):
-    """Yield (moment, world, move) with the move suspended there, for every moment of it."""
-    for step, moment in enumerate(steps_of(source, target)):
+    """Yield (moment, world, move) with the move suspended at or after it, for every suspension there is."""
+    for step in count():
         world = world_with(source, "a", "b", "-c")
         move = world.move(source, target, "a", "b", "c")
-        assert world.until(move, step)
-        yield moment, world, move
+        if not world.until(move, step):
+            return
+        yield world.trace[-1] if world.trace else "begun", world, move
 
 
 def settle(world: World, source: TierName, target: TierName) -> None:

@@ -15,9 +15,10 @@ import structlog
 from tests.simulation import plan
 from tests.simulation.checker import Violation
 from tests.simulation.world import World
-from tiers import index, segment
+from tiers import index, segment, steps
 
 SMALL = 8  # entries of a segment: so few that ids spread over several
+STEP = 2  # rows of a step of the loop: a move is several
 
 
 class Outcome(NamedTuple):
@@ -33,9 +34,10 @@ class Outcome(NamedTuple):
 @contextmanager
 def simulated():
     """Make the product small and silent meanwhile."""
-    former = segment.SEGMENT_ROWS
+    former, step = segment.SEGMENT_ROWS, steps.STEP_ROWS
     config = structlog.get_config()
     segment.SEGMENT_ROWS = index.SEGMENT_ROWS = SMALL
+    steps.STEP_ROWS = STEP
     structlog.configure(
         processors=[],
         wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL),
@@ -53,6 +55,7 @@ def simulated():
         gc.enable()
         gc.unfreeze()
         segment.SEGMENT_ROWS = index.SEGMENT_ROWS = former
+        steps.STEP_ROWS = step
         structlog.configure(**config)
 
 
