@@ -77,8 +77,8 @@ class Demote:
     async def plan(self, partition: int, batch: pa.RecordBatch, usages: Mapping[TierName, Usage]) -> None:
         """Queue moves of at most `rows_max` rows for the rows of `batch` that are still where it says.
 
-        A row of hot that is a copy is at home below already: its copy goes. The index is looked at in steps; what changes
-        meanwhile the move finds.
+        A row of hot that is a copy is at home below already: its copy goes. The index is looked at in steps: the move
+        finds what changes meanwhile.
         """
         if not batch.num_rows:
             return

@@ -120,7 +120,9 @@ class Mover:
         failpoint.reach("move.announced", source.word, target.word)
         leaving = queue.enter(source, partition, sources, rows=0)
         with _kept(queue, landed), _kept(queue, leaving):
-            moved, evicted = await self._rewrite_homes(landed, leaving, receipt, record.vectors_of(batch), reason, at_ms)
+            moved, evicted = await self._rewrite_homes(
+                landed, leaving, receipt, record.vectors_of(batch), reason, at_ms
+            )
         with _kept(queue, leaving), step("evict", tier=source.word, rows=len(sources)):
             if source != TierName.HOT:  # none of them is a home: each was rewritten or superseded in this job
                 evicted = await self._tiers[source].evict(sources, receipt)
@@ -202,9 +204,7 @@ class Mover:
                 failpoint.reach("move.relocated", source.word, target.word)
         return moved, evicted
 
-    def _rewrite_home(
-        self, source: TierName, landed: Group, vectors: Floats, end: int, reason: str, at_ms: int
-    ) -> int:
+    def _rewrite_home(self, source: TierName, landed: Group, vectors: Floats, end: int, reason: str, at_ms: int) -> int:
         """One loop step: target rows up to `end` become homes, but for those superseded meanwhile: they stay queued."""
         queue, target, stored = self._index.queue, landed.tier, landed.whole[landed.first : end]
         same = self._index.relocate(target, stored.ids, stored.versions, stored.slots, vectors, reason, at_ms)

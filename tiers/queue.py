@@ -46,7 +46,8 @@ class Group:
     @property
     def places(self) -> Places:
         """The rows that are queued now."""
-        return self.whole[self.first : self.end]
+        found: Places = self.whole[self.first : self.end]
+        return found
 
     @cached_property
     def _at(self) -> dict[str, int]:  # made when somebody asks: of most moves nobody does

@@ -19,6 +19,7 @@ from functools import partial
 from typing import cast
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 from redis.asyncio import Redis
 
@@ -29,7 +30,8 @@ from tiers.index import Index
 from tiers.listed import Known, all_known
 from tiers.record import Bools, Floats, Int64s, Row
 from tiers.tier import NO_SLOT, Location, Places, Query, Receipt, Result, TierName, Usage, Vectors
-from tiers.warm_keys import Keys
+from tiers.valkey import Bulk
+from tiers.warm_keys import Call, Keys
 from tiers.warm_scripts import EVICT, LIST, RAISE, SCRIPTS, STORE
 from tiers.warm_settings import WarmSettings
 from tiers.worker import SerialExecutor
@@ -154,8 +156,7 @@ class WarmMemory:
         row_bytes = max(1, unique.nbytes // max(1, unique.num_rows))
         rows_max = max(1, min(self._settings.rows_per_call, CALL_BYTES // row_bytes))
         partition = record.partitions(unique["id"], self.partitions)
-        epochs = {each: self._epoch(each) for each in np.unique(partition).tolist()}
-        calls = list(self._keys.calls(unique["id"].to_pylist(), partition, rows_max))
+        calls, epochs = await self._calls(unique["id"].to_pylist(), partition, rows_max)
         together = max(1, PACK_BYTES // (rows_max * row_bytes))
         jobs = [
             partial(warm_rows.commands, unique, calls[at : at + together], epochs, first=at == 0)
@@ -183,12 +184,16 @@ class WarmMemory:
     async def evict(self, keys: Sequence[Location], receipt: Receipt | None) -> int:  # noqa: ARG002
         """Drop the ids whose value has exactly this version; the others stay."""
         places = Places.of(keys)
-        versions = places.versions.astype("<i8")
-        commands = [
-            EVICT.command(call.keys, self._epoch(call.partition), versions[call.rows].tobytes())
-            for call in self._keys.calls(places.ids, places.partitions, PAGE_ROWS)
-        ]
+        calls, epochs = await self._calls(places.ids, places.partitions, PAGE_ROWS)
+        commands = warm_rows.evictions(calls, places.versions, epochs)
         return sum(await EVICT.run_all(self.client, commands, answer_s=self._settings.answer_s))
+
+    async def _calls(
+        self, ids: Sequence[str], partitions: npt.NDArray[np.int32], rows_max: int
+    ) -> tuple[list[Call], dict[int, int]]:
+        """Return rows in calls of at most so many, and our epoch of each partition."""
+        epochs = {each: self._epoch(each) for each in np.unique(partitions).tolist()}
+        return await self._packer.run(self._keys.calls, ids, partitions, rows_max), epochs
 
     async def clear(self) -> None:
         """Delete every row, durably; the epochs stay."""
@@ -211,9 +216,8 @@ class WarmMemory:
     async def gather(self, places: Places) -> tuple[pa.RecordBatch, Bools]:
         """See Tier; TierCorrupt for bytes that are not what was stored."""
         values: list[bytes | None] = []
-        keys = self._keys.rows(places.ids, places.partitions)
-        for start in range(0, len(keys), PAGE_ROWS):
-            values += await self._values(keys[start : start + PAGE_ROWS])
+        for keys in await self._packer.run(self._keys.rows, places.ids, places.partitions, PAGE_ROWS):
+            values += await self._values([keys])
         return await self._packer.run(warm_rows.gathered, values, places, self.shape)
 
     async def vectors(self, places: Places, *, spent: int | None = 0) -> Vectors:  # noqa: ARG002 - one round trip
@@ -292,7 +296,7 @@ class WarmMemory:
         values = await self._values(keys)
         return [None if value is None else self._unpack(key, value) for key, value in zip(keys, values, strict=True)]
 
-    async def _values(self, keys: list[bytes]) -> list[bytes | None]:
+    async def _values(self, keys: Sequence[bytes | Bulk]) -> list[bytes | None]:
         return cast("list[bytes | None]", await valkey.read(self.client, "MGET", *keys)) if keys else []
 
     def _unpack(self, key: bytes, value: bytes) -> Row:

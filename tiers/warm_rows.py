@@ -12,11 +12,11 @@ import pyarrow as pa
 
 from tiers import packed, record
 from tiers.errors import TierCorrupt
-from tiers.record import Bools
+from tiers.record import Bools, Int64s
 from tiers.tier import NO_SLOT, Places
-from tiers.valkey import Packed
+from tiers.valkey import Bulk, Packed
 from tiers.warm_keys import Call, Keys
-from tiers.warm_scripts import STORE, STORE_ON
+from tiers.warm_scripts import EVICT, STORE, STORE_ON
 
 
 async def flat(groups: AsyncIterator[list[Packed]]) -> AsyncIterator[Packed]:
@@ -32,12 +32,18 @@ def commands(unique: pa.RecordBatch, calls: Sequence[Call], epochs: Mapping[int,
     ends = np.cumsum([0, *(len(call.rows) for call in calls)])
     return [
         (STORE if first and not at else STORE_ON).command(
-            call.keys,
+            [call.epoch, call.keys],
             epochs[call.partition],
-            packed=(len(call.rows), packed.content(rows.slice(ends[at], len(call.rows)))),
+            Bulk(len(call.rows), packed.content(rows.slice(ends[at], len(call.rows)))),
         )
         for at, call in enumerate(calls)
     ]
+
+
+def evictions(calls: Sequence[Call], versions: Int64s, epochs: Mapping[int, int]) -> list[Packed]:
+    """Return calls that drop these rows where they have these versions."""
+    held = versions.astype("<i8")
+    return [EVICT.command([call.epoch, call.keys], epochs[call.partition], held[call.rows].tobytes()) for call in calls]
 
 
 def gathered(values: list[bytes | None], places: Places, shape: pa.Schema) -> tuple[pa.RecordBatch, Bools]:
