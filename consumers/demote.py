@@ -16,7 +16,7 @@ import pyarrow as pa
 import structlog
 
 from consumers.lane import Lane
-from consumers.mover import Mover
+from consumers.mover import BYTES_MAX, Mover
 from producers import events
 from producers.events import Message
 from tiers import policy
@@ -31,9 +31,10 @@ log = structlog.get_logger()
 
 
 class MoveSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """`rows_max` rows move together; `lane_jobs_max` moves wait in a partition's lane."""
+    """`rows_max` rows move together, as far as they have `bytes_max`; `lane_jobs_max` moves wait in a lane."""
 
     rows_max: int = 4_096
+    bytes_max: int = BYTES_MAX
     lane_jobs_max: int = 64
     upkeep_ms: int = 500
     compact_rows: int = 4_096

@@ -35,6 +35,9 @@ from tiers.tier import Location, Places, Receipt, Tier, TierName
 
 log = structlog.get_logger()
 
+BYTES_MAX = 128 << 20  # of the rows that move together: as many as a file of glacier takes
+ROW_BYTES_MAX = record.PAYLOAD_BYTES_MAX + (1 << 16)  # a record of the largest payload, more or less
+
 
 class Rewrite(Protocol):
     """What a rewritten archive says: how many rows went, and where the others lie now."""
@@ -72,7 +75,9 @@ class Mover:
         committed: Callable[[int], int],
         keep: Callable[[int, pa.RecordBatch], Awaitable[object]],
         tracing: Tracing = OFF,
+        bytes_max: int = BYTES_MAX,
     ) -> None:
+        self._bytes_max = bytes_max
         self._index, self._tiers, self._changes, self._shape = index, tiers, changes, shape
         self._watermarks, self._committed, self._keep = watermarks, committed, keep
         self.moved: dict[tuple[str, str], int] = {}
@@ -82,13 +87,26 @@ class Mover:
         self, partition: int, source: TierName, target: TierName, reason: str, keys: Sequence[tuple[str, int]]
     ) -> int:
         """Demote these (id, version) if they are still at home in `source`; returns how many moved."""
-        sources = await self._at_home(source, keys)
-        if not len(sources):
-            return 0
-        parents = self._traced(partition, sources) if self._tracing.on else ()
+        moved = 0
         facts = move_facts(partition, source.word, target.word, reason)
-        with self._tracing.work("move", parents, facts=facts) as work:
-            return await self._move(partition, source, target, reason, sources, work)
+        for sources in await self._parts(source, await self._at_home(source, keys)):
+            parents = self._traced(partition, sources) if self._tracing.on else ()
+            with self._tracing.work("move", parents, facts=facts) as work:
+                moved += await self._move(partition, source, target, reason, sources, work)
+        return moved
+
+    async def _parts(self, source: TierName, sources: Places) -> list[Places]:
+        """Cut a move so that no part of it has more than `bytes_max`, or it is one row."""
+        if len(sources) * ROW_BYTES_MAX <= self._bytes_max:
+            return [sources] if len(sources) else []
+        ends = np.cumsum(await self._tiers[source].sizes(sources))
+        parts, first = [], 0
+        while first < len(sources):
+            taken = int(ends[first - 1]) if first else 0
+            end = max(first + 1, int(np.searchsorted(ends, taken + self._bytes_max, "right")))
+            parts.append(sources[first:end])
+            first = end
+        return parts
 
     async def _move(
         self, partition: int, source: TierName, target: TierName, reason: str, sources: Places, work: Work

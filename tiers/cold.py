@@ -127,6 +127,10 @@ class ColdMemory:
             rows[at] = row
         return rows
 
+    async def sizes(self, places: Places) -> Int64s:
+        """See Tier."""
+        return await self._readers.run(self._rows.sizes, places)
+
     async def gather(self, places: Places) -> tuple[pa.RecordBatch, Bools]:
         """See Tier. Rows that the side file cannot show are read by `get`, which looks in DuckDB."""
         batch, there = await self._readers.run(self._rows.gather, places)

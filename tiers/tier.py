@@ -224,6 +224,9 @@ class Tier(Protocol):
     async def get(self, locations: Sequence[Location]) -> list[Row | None]:
         """Return the rows at these locations; None where another version, or nothing, lies there now."""
 
+    async def sizes(self, places: Places) -> Int64s:
+        """Return about how many bytes the row at each place has, 0 where there is none: what a move of it holds."""
+
     async def gather(self, places: Places) -> tuple[pa.RecordBatch, npt.NDArray[np.bool_]]:
         """Return the rows that lie at these places as one batch, in order, and at which places there are any.
 

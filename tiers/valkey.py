@@ -91,6 +91,17 @@ class Script:
         """Return a call as it is sent."""
         return pack("EVALSHA", self.sha, sum(map(_count, keys)), *keys, *arguments)
 
+    async def read(self, client: Redis, keys: Bulk) -> Any:
+        """Run it where it changes nothing, and return its reply; one that the server did not know is loaded first."""
+        asked = ("EVALSHA", self.sha, keys.arguments, keys)
+        try:
+            return await read(client, *asked)
+        except TierUnavailable as error:
+            if not isinstance(error.__cause__, wrong.NoScriptError):
+                raise
+            await self.load(client)
+        return await read(client, *asked)
+
     async def run(
         self, client: Redis, keys: Sequence[bytes], *arguments: Argument, answer_s: float | None = None
     ) -> Any:

@@ -25,6 +25,7 @@ from redis.asyncio import Redis
 
 from tiers import codec, failpoint, record, valkey, warm_rows
 from tiers.alone import find, open_alone, settle
+from tiers.codec import HEADER
 from tiers.errors import Fenced, OutcomeUnknown, SettingsError, TierCorrupt, TierFull, TierUnavailable
 from tiers.index import Index
 from tiers.listed import Known, all_known
@@ -32,7 +33,7 @@ from tiers.record import Bools, Floats, Int64s, Row
 from tiers.tier import NO_SLOT, Location, Places, Query, Receipt, Result, TierName, Usage, Vectors
 from tiers.valkey import Bulk
 from tiers.warm_keys import Call, Keys
-from tiers.warm_scripts import EVICT, LIST, RAISE, SCRIPTS, STORE
+from tiers.warm_scripts import EVICT, LIST, RAISE, SCRIPTS, SIZES, STORE
 from tiers.warm_settings import WarmSettings
 from tiers.worker import SerialExecutor
 
@@ -212,6 +213,15 @@ class WarmMemory:
             asked = zip(page, rows, strict=True)
             found += [row if row is not None and row.version == where.version else None for where, row in asked]
         return found
+
+    async def sizes(self, places: Places) -> Int64s:
+        """See Tier."""
+        found = [
+            np.frombuffer(await SIZES.read(self.client, keys), "<u4").reshape(-1, 2).sum(axis=1, dtype=np.int64)
+            for keys in await self._packer.run(self._keys.rows, places.ids, places.partitions, PAGE_ROWS)
+        ]
+        fixed = HEADER.size + 4 * self.index.dim
+        return np.concatenate([np.zeros(0, np.int64), *found]) + fixed
 
     async def gather(self, places: Places) -> tuple[pa.RecordBatch, Bools]:
         """See Tier; TierCorrupt for bytes that are not what was stored."""

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from functools import partial
 from itertools import count
 from random import Random
 
+import numpy as np
 import pytest
 
 from tests.consumers.world import BELOW, P, World
 from tiers import steps
 from tiers.errors import LogUnavailable, OutcomeUnknown, TierFull, TierUnavailable
-from tiers.tier import NO_SLOT, Location, TierName
+from tiers.record import Int64s
+from tiers.tier import NO_SLOT, Location, Places, TierName
 
 pytestmark = pytest.mark.unit
 
@@ -588,3 +591,25 @@ def test_a_random_life_keeps_the_rules(seed):
     world.below[GLACIER].file_slots = 1 << 30
     world.finish(world.mover.compact(P, 100))
     world.check()
+
+
+# -- bounds ----------------------------------------------------------------------------------------------------------
+
+
+@hops
+def test_a_move_of_more_bytes_than_it_may_have_goes_in_parts(source, target, monkeypatch):
+    """No more than `bytes_max` is stored together, and a row that alone has more goes alone."""
+    world = world_with(source, "a", "b", "c", "d")
+    world.mover._bytes_max = 250
+    sizes = {"a": 100, "b": 150, "c": 900, "d": 1}
+    monkeypatch.setattr(world.hot if source is HOT else world.below[source], "sizes", partial(sized, sizes))
+    before = len(world.publisher.changes())
+
+    assert 4 == world.finish(world.move(source, target, "a", "b", "c", "d"))
+    assert [["a", "b"], ["c"], ["d"]] == [change.ids for change in world.publisher.changes()[before:]]
+    world.quiet()
+
+
+async def sized(sizes: dict[str, int], places: Places) -> Int64s:
+    """Return the sizes of rows by id."""
+    return np.array([sizes[name] for name in places.ids], np.int64)
