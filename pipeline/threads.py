@@ -4,7 +4,7 @@
 |---|---|---|
 | the event loop: log, ingest, lanes, gateway | the process | 1 |
 | searches | tiers.scan | `index.search_threads` |
-| cold's writer and readers; its DuckDB | tiers.cold | 1 and 2; `cold.threads` |
+| cold's writer, packer and readers; its DuckDB | tiers.cold | 1, 1 and 2; `cold.threads` |
 | glacier's, hot's, codes', SQL's | a `SerialExecutor` each | 1, glacier's readers a few |
 | SQL statements | a process each (pipeline.sql_worker) | 1 |
 | OpenBLAS, OpenMP | pipeline.cli, by the environment, before NumPy is there; tiers.codes tells FAISS | 1 |

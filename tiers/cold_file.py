@@ -2,7 +2,7 @@
 
 A checkpoint writes every row group anew that has gained or lost a row since the last one. With DuckDB's 122,880 rows
 each that was two to three times the rows that had changed, 16 µs a row; with GROUP_ROWS it is 8, and the file two
-thirds as large (100,000 rows, 49,152 coming and as many leaving between two checkpoints). Only an attached file can be told so.
+thirds as large (98,304 rows, half of them new and as many gone since the last one). Only an attached file can be told.
 
 Every commit goes through the WAL whole (`enable_optimistic_write` off: 0.27 s for 130,000 rows instead of 1.6 s, and
 one file to be durable). DuckDB never checkpoints by itself: see cold_table for why.
