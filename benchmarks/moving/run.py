@@ -28,12 +28,14 @@ class Size:
     sustained_s: float = 300.0
     settle_s: float = 90.0
     rate: int = 26_000
+    files: int = 64  # that one partition has in glacier before its compaction, of so many rows
+    file_rows: int = 10_000
     ids: int = 1_500_000  # of the sustained run: each comes again when it has long been in glacier
 
     @classmethod
     def quick(cls) -> Size:
         """Return what takes a minute and a half in all."""
-        return cls(rows=120_000, chunk=20_000, sustained_s=30.0, settle_s=15.0, rate=8_000, ids=120_000)
+        return cls(rows=120_000, chunk=20_000, files=20, sustained_s=30.0, settle_s=15.0, rate=8_000, ids=120_000)
 
 
 class Run:
