@@ -14,6 +14,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Protocol
 
 import numpy as np
@@ -237,7 +238,7 @@ class Mover:
     async def _evict(self, tier: TierName, keys: Sequence[Location], receipt: Receipt | None) -> int:
         """Evict rows that are no home, and take them out of the queue once answered."""
         evicted = await self._evict_dead(tier, keys, receipt)
-        self._unqueue(tier, keys)
+        await self._unqueue(tier, keys)
         return evicted
 
     async def _evict_dead(self, tier: TierName, keys: Sequence[Location], receipt: Receipt | None) -> int:
@@ -250,13 +251,25 @@ class Mover:
         entry = self._index.find(where.id)
         return entry is not None and (entry.version, entry.home, entry.slot) == (where.version, tier, where.slot)
 
-    def _unqueue(self, tier: TierName, keys: Sequence[Location]) -> None:
-        for where in keys:
-            self._index.queue.remove(tier, where)
+    async def _unqueue(self, tier: TierName, keys: Sequence[Location]) -> None:
+        for at in steps(len(keys)):
+            if at.start:
+                await asyncio.sleep(0)
+            for where in keys[at]:
+                self._index.queue.remove(tier, where)
+
+    async def _without(self, listed: Sequence[Location], needed: Callable[[Location], bool]) -> list[Location]:
+        """Return the rows that are not needed; what is asked of each is a step's work for some."""
+        found: list[Location] = []
+        for at in steps(len(listed)):
+            if at.start:
+                await asyncio.sleep(0)
+            found += [where for where in listed[at] if not needed(where)]
+        return found
 
     async def evict_queued(self, partition: int, tier: TierName, limit: int) -> int:
         """Evict up to `limit` superseded rows of a partition from warm or cold (glacier's go by `compact`)."""
-        waiting = [where for where in self._index.queue.list(partition, tier, limit) if not self._decides(where)]
+        waiting = await self._without(self._index.queue.list(partition, tier, limit), self._decides)
         if not waiting:
             return 0
         failpoint.reach("superseded.listed", tier.word)
@@ -270,7 +283,7 @@ class Mover:
             await self._evict(tier, keys, None)
         elif keys:
             await self.rewrite_glacier(partition, keys)
-            self._unqueue(tier, keys)
+            await self._unqueue(tier, keys)
 
     @property
     def _glacier(self) -> Rewrites:
@@ -279,18 +292,22 @@ class Mover:
     async def rewrite_glacier(self, partition: int, drop: Sequence[Location]) -> int:
         """Drop rows from glacier and follow the others to where the new files hold them."""
         done = await self._glacier.rewrite(partition, drop)
-        self._index.relocate_slots(TierName.GLACIER, done.ids, done.versions, done.old_slots, done.new_slots)
+        for at in steps(len(done.ids)):  # what was not followed yet is read where it lay
+            if at.start:
+                await asyncio.sleep(0)
+            columns = (done.versions[at], done.old_slots[at], done.new_slots[at])
+            self._index.relocate_slots(TierName.GLACIER, done.ids[at], *columns)
         return done.dropped
 
     async def compact(self, partition: int, limit: int) -> int:
         """Drop superseded rows and finished tombstones of a partition from glacier, in one commit (R5)."""
         listed = self._glacier.together(self._index.queue.list(partition, TierName.GLACIER, limit))
-        waiting = [where for where in listed if not self._covers_above(where) and not self._decides(where)]
-        drop = [where for where in waiting if not self._is_home(TierName.GLACIER, where)]
+        waiting = await self._without(listed, lambda where: self._covers_above(where) or self._decides(where))
+        drop = await self._without(waiting, partial(self._is_home, TierName.GLACIER))
         tombstones = self._glacier.together(self._finished_tombstones(partition, drop, limit))
         everything = [*drop, *tombstones]
         if not everything:
-            self._unqueue(TierName.GLACIER, waiting)
+            await self._unqueue(TierName.GLACIER, waiting)
             return await self.rewrite_glacier(partition, [])  # merges small files once there are many
         if tombstones:
             versions = np.array([where.version for where in tombstones], np.int64)
@@ -300,7 +317,7 @@ class Mover:
         dropped = await self.rewrite_glacier(partition, everything)
         failpoint.reach("tombstone.dropped" if tombstones else "compact.rewritten")
         self._index.drop((where.id, where.version) for where in tombstones)
-        self._unqueue(TierName.GLACIER, waiting)
+        await self._unqueue(TierName.GLACIER, waiting)
         log.info("archive.compacted", partition=partition, dropped=dropped, tombstones=len(tombstones))
         return dropped
 
