@@ -10,7 +10,7 @@ from typing import Any
 
 from benchmarks.moving.cpu import Meter
 from benchmarks.moving.rows import DIM
-from pipeline import MemoryManager
+from pipeline import MemoryManager, threads
 from pipeline.settings import load
 from pipeline.stack import Stack
 
@@ -47,7 +47,11 @@ class Run:
 
     @asynccontextmanager
     async def node(self, name: str, **given: Any) -> AsyncIterator[MemoryManager]:
-        """Open a node of its own of which nothing moves by itself, unless `given` settings say so ("__" for dots)."""
+        """Open a node of its own of which nothing moves by itself, unless `given` settings say so ("__" for dots).
+
+        In a process as `isotherm serve` has it.
+        """
+        threads.own()
         folder = self.folder / name
         settings: dict[str, Any] = {
             "data": str(folder),
@@ -67,4 +71,5 @@ class Run:
         }
         async with MemoryManager.open(load(None, {}, settings)) as memory:
             await memory.ready()
+            threads.opened()
             yield memory
