@@ -39,6 +39,7 @@ from tiers.worker import SerialExecutor
 
 CALL_BYTES = 8 * 1024 * 1024  # aimed at, for rows with large payloads
 PACK_BYTES = 2 * 1024 * 1024  # packed in one job: the first of them go while the others are packed
+LARGE = 8 * 1024  # of payload and attributes: what rows are not larger than need not be asked for each
 PAGE_ROWS = 1_000  # asked for at once by MGET and SCAN, dropped at once by UNLINK
 ROOM_PER_BYTE, ROOM_PER_ROW = 1.25, 192  # the allocator's rounding; key, entry and object headers
 
@@ -59,6 +60,8 @@ class WarmMemory:
         self._epochs: dict[int, int] = {}
         self._packer = SerialExecutor("warm-pack")
         self._reserved = 0  # bytes of the batches being stored
+        self._fixed = HEADER.size + 4 * shape.field("vector").type.list_size
+        self._largest = 0  # bytes of payload and attributes that a row may have
 
     @classmethod
     async def open(
@@ -129,6 +132,7 @@ class WarmMemory:
         TierFull, TierUnavailable: nothing is stored. OutcomeUnknown: any part of the batch may be, now or later.
         """
         unique = record.newest(batch)
+        self._largest = max(self._largest, warm_rows.largest(unique))
         need = int(unique.nbytes * ROOM_PER_BYTE) + unique.num_rows * ROOM_PER_ROW
         self._reserved += need
         try:
@@ -215,13 +219,15 @@ class WarmMemory:
         return found
 
     async def sizes(self, places: Places) -> Int64s:
-        """See Tier."""
+        """See Tier. The server is asked only once a row of more than LARGE bytes was stored or listed in this life."""
+        if self._largest <= LARGE:
+            return np.full(len(places), self._fixed + self._largest)
         found = [
             np.frombuffer(await SIZES.read(self.client, keys), "<u4").reshape(-1, 2).sum(axis=1, dtype=np.int64)
             for keys in await self._packer.run(self._keys.rows, places.ids, places.partitions, PAGE_ROWS)
         ]
-        fixed = HEADER.size + 4 * self.index.dim
-        return np.concatenate([np.zeros(0, np.int64), *found]) + fixed
+        sizes: Int64s = np.concatenate([np.zeros(0, np.int64), *found]) + self._fixed
+        return sizes
 
     async def gather(self, places: Places) -> tuple[pa.RecordBatch, Bools]:
         """See Tier; TierCorrupt for bytes that are not what was stored."""
@@ -251,12 +257,14 @@ class WarmMemory:
         """Yield every row; `slot` is NO_SLOT."""
         async for page in self._pages():
             batch = await self._packer.run(warm_rows.listed, page, await self._values(page), self._keys, self.shape)
+            self._largest = max(self._largest, warm_rows.largest(batch))
             yield batch.append_column("slot", pa.array(np.full(batch.num_rows, NO_SLOT, np.int64)))
 
     async def entries(self, known: Known) -> AsyncIterator[pa.RecordBatch]:
         """See rebuild.Sparse: headers and attributes; a page with a row that is not known by its code comes whole."""
         async for page in self._pages():
             heads = await valkey.read(self.client, "EVALSHA", LIST.sha, len(page), *page)
+            self._largest = max(self._largest, warm_rows.largest_of(heads))
             found = await self._packer.run(warm_rows.entries, page, heads, self._keys, self.shape)
             if found.num_rows and not all_known(found, known):
                 values = await self._values(page)
