@@ -142,6 +142,7 @@ class Mover:
             moved, evicted = await self._rewrite_homes(
                 landed, leaving, receipt, record.vectors_of(batch), reason, at_ms
             )
+        queue.leave(landed)
         with _kept(queue, leaving), step("evict", tier=source.word, rows=len(sources)):
             if source != TierName.HOT:  # none of them is a home: each was rewritten or superseded in this job
                 evicted = await self._tiers[source].evict(sources, receipt)
