@@ -13,6 +13,7 @@ Back of the envelope, 256 floats and 190 bytes of payload (1.3 KB packed): 1.4-1
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing
 from functools import partial
@@ -39,6 +40,7 @@ from tiers.worker import SerialExecutor
 
 CALL_BYTES = 8 * 1024 * 1024  # aimed at, for rows with large payloads
 PACK_BYTES = 2 * 1024 * 1024  # packed in one job: the first of them go while the others are packed
+FIELDS = {name: re.compile(rb"\b%b:(\d+)" % name.encode()) for name in ("used_memory", "maxmemory")}
 LARGE = 8 * 1024  # of payload and attributes: what rows are not larger than need not be asked for each
 PAGE_ROWS = 1_000  # asked for at once by MGET and SCAN, dropped at once by UNLINK
 ROOM_PER_BYTE, ROOM_PER_ROW = 1.25, 192  # the allocator's rounding; key, entry and object headers
@@ -273,10 +275,11 @@ class WarmMemory:
 
     async def usage(self) -> Usage:
         """Return the rows at home here, the server's memory, and the limit."""
-        with valkey.reading(self.client):
-            memory = await self.client.info("memory")
-        limit = self._settings.bytes_limit or int(memory["maxmemory"])
-        return Usage(self.index.rows(self.name), int(memory["used_memory"]), bytes_limit=limit)
+        told: bytes = await valkey.read(
+            self.client, "INFO", "memory"
+        )  # each store asks: two numbers, and no dictionary
+        used, most = (int(FIELDS[name].search(told)[1]) for name in ("used_memory", "maxmemory"))  # type: ignore[index]
+        return Usage(self.index.rows(self.name), used, bytes_limit=self._settings.bytes_limit or most)
 
     async def survey(self) -> AsyncIterator[list[tuple[int, str, int | None]]]:
         """Yield (partition, id, version) of every row, some at a time; version None where its bytes are damaged."""
