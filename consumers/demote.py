@@ -5,7 +5,6 @@ An age event is advice: rows that have changed or moved since are left out, a fu
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 
@@ -24,7 +23,7 @@ from tiers.errors import InvalidRecord, TierUnavailable
 from tiers.index import Index
 from tiers.policy import PolicySettings
 from tiers.segment import NO_COPY
-from tiers.steps import steps
+from tiers.steps import steps, turn
 from tiers.tier import TierName, Usage
 
 log = structlog.get_logger()
@@ -92,7 +91,7 @@ class Demote:
         copied: list[str] = []
         for at in steps(len(ids)):
             if at.start:
-                await asyncio.sleep(0)
+                await turn()
             known = self._index.placed(ids[at])
             newest = known.known & (known.version == versions[at])
             found.append(at.start + np.flatnonzero(newest & (known.home == source) & (known.partition == partition)))

@@ -10,7 +10,6 @@ somewhere without being a home is in the index's queue until its eviction is ans
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -31,7 +30,7 @@ from tiers.errors import TierCorrupt, TierFull, TierUnavailable
 from tiers.index import Index
 from tiers.queue import Group, Queue
 from tiers.record import Floats, Int64s
-from tiers.steps import steps
+from tiers.steps import steps, turn
 from tiers.tier import Location, Places, Receipt, Tier, TierName
 
 log = structlog.get_logger()
@@ -171,7 +170,7 @@ class Mover:
         seen: set[tuple[str, int]] = set()
         for at in steps(len(keys)):
             if at.start:
-                await asyncio.sleep(0)
+                await turn()
             fresh = [key for key in dict.fromkeys(keys[at]) if key not in seen]
             seen.update(fresh)
             ids, versions = zip(*fresh, strict=True) if fresh else ((), ())
@@ -214,7 +213,7 @@ class Mover:
         moved = evicted = 0
         for at in steps(len(landed)):
             if at.start:
-                await asyncio.sleep(0)
+                await turn()
             moved += self._rewrite_home(source, landed, vectors[at], at.stop, reason, at_ms)
             if source == TierName.HOT:
                 failpoint.reach("move.relocated", source.word, target.word)
@@ -255,7 +254,7 @@ class Mover:
     async def _unqueue(self, tier: TierName, keys: Sequence[Location]) -> None:
         for at in steps(len(keys)):
             if at.start:
-                await asyncio.sleep(0)
+                await turn()
             for where in keys[at]:
                 self._index.queue.remove(tier, where)
 
@@ -264,7 +263,7 @@ class Mover:
         found: list[Location] = []
         for at in steps(len(listed)):
             if at.start:
-                await asyncio.sleep(0)
+                await turn()
             found += [where for where in listed[at] if not needed(where)]
         return found
 
@@ -295,7 +294,7 @@ class Mover:
         done = await self._glacier.rewrite(partition, drop)
         for at in steps(len(done.ids)):  # what was not followed yet is read where it lay
             if at.start:
-                await asyncio.sleep(0)
+                await turn()
             columns = (done.versions[at], done.old_slots[at], done.new_slots[at])
             self._index.relocate_slots(TierName.GLACIER, done.ids[at], *columns)
         return done.dropped

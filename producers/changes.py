@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Sequence
 
 from producers import events
 from producers.publisher import Publisher
 from tiers import record
 from tiers.record import Int64s
+from tiers.steps import turn
 from tiers.tier import TierName
 
 IDS_MAX = 1000
@@ -36,7 +36,7 @@ class Changes:
         sent = []
         for start in range(0, len(ids), IDS_MAX):
             if start:
-                await asyncio.sleep(0)  # a message is a step of the loop
+                await turn()  # a message is a step of the loop
             change = events.Change(
                 kind=kind,
                 source=source.word if source is not None else None,

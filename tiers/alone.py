@@ -5,7 +5,6 @@ In the whole system the mover and ingest do this with the one shared index; a ti
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import compress
@@ -17,7 +16,7 @@ from tiers import read, record
 from tiers.index import Index
 from tiers.rebuild import load
 from tiers.record import Int64s
-from tiers.steps import steps
+from tiers.steps import steps, turn
 from tiers.tier import Query, Receipt, Result, Tier, TierName
 
 
@@ -53,7 +52,7 @@ async def choose(index: Index, tier: TierName, batch: pa.RecordBatch) -> Choice:
     ids, versions = unique["id"].to_pylist(), record.versions_of(unique)
     for some in steps(len(ids)):
         if some.start:
-            await asyncio.sleep(0)
+            await turn()
         for at in (some.start + np.flatnonzero(index.holding(tier, ids[some]))).tolist():
             highest = max(index.held(tier, ids[at]), default=None)
             if highest is not None and highest[0] >= versions[at]:
