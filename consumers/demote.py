@@ -23,7 +23,7 @@ from tiers.errors import InvalidRecord, TierUnavailable
 from tiers.index import Index
 from tiers.policy import PolicySettings
 from tiers.segment import NO_COPY
-from tiers.steps import steps, turn
+from tiers.steps import looks, turn
 from tiers.tier import TierName, Usage
 
 log = structlog.get_logger()
@@ -89,7 +89,7 @@ class Demote:
         ids, versions = batch["id"].to_pylist(), batch["version"].to_numpy()
         found: list[npt.NDArray[np.intp]] = []
         copied: list[str] = []
-        for at in steps(len(ids)):
+        for at in looks(len(ids)):
             if at.start:
                 await turn()
             known = self._index.placed(ids[at])

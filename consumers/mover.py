@@ -30,7 +30,7 @@ from tiers.errors import TierCorrupt, TierFull, TierUnavailable
 from tiers.index import Index
 from tiers.queue import Group, Queue
 from tiers.record import Floats, Int64s
-from tiers.steps import steps, turn
+from tiers.steps import looks, steps, turn
 from tiers.tier import Location, Places, Receipt, Tier, TierName
 
 log = structlog.get_logger()
@@ -168,7 +168,7 @@ class Mover:
         """Return where those of these rows lie that are at home in a tier now; each once."""
         found: list[Places] = []
         seen: set[tuple[str, int]] = set()
-        for at in steps(len(keys)):
+        for at in looks(len(keys)):
             if at.start:
                 await turn()
             fresh = [key for key in dict.fromkeys(keys[at]) if key not in seen]

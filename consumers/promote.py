@@ -32,7 +32,7 @@ from tiers.index import Entry, Index
 from tiers.policy import PolicySettings
 from tiers.record import Floats, Int64s, Row
 from tiers.segment import NO_COPY, Segment
-from tiers.steps import steps, turn
+from tiers.steps import looks, turn
 from tiers.tier import Location, Tier, TierName
 
 log = structlog.get_logger()
@@ -102,7 +102,7 @@ class Promotion:
     async def keep(self, partition: int, batch: pa.RecordBatch) -> int:
         """Let rows that have just left hot, and are read, stay there as copies; returns how many. In the lane."""
         ids, read = batch["id"].to_pylist(), []
-        for some in steps(len(ids)):
+        for some in looks(len(ids)):
             await turn()
             hot_enough = self._heat(ids[some]) >= self._rules.promote_heat_min
             read += [ids[some.start + at] for at in np.flatnonzero(hot_enough).tolist()]

@@ -16,7 +16,7 @@ from tiers import read, record
 from tiers.index import Index
 from tiers.rebuild import load
 from tiers.record import Int64s
-from tiers.steps import steps, turn
+from tiers.steps import looks, turn
 from tiers.tier import Query, Receipt, Result, Tier, TierName
 
 
@@ -50,7 +50,7 @@ async def choose(index: Index, tier: TierName, batch: pa.RecordBatch) -> Choice:
     held: dict[str, tuple[int, int]] = {}
     write = np.ones(unique.num_rows, bool)
     ids, versions = unique["id"].to_pylist(), record.versions_of(unique)
-    for some in steps(len(ids)):
+    for some in looks(len(ids)):
         if some.start:
             await turn()
         for at in (some.start + np.flatnonzero(index.holding(tier, ids[some]))).tolist():

@@ -10,13 +10,23 @@ from collections.abc import Iterator
 from weakref import WeakKeyDictionary
 
 STEP_ROWS = 1_024  # some 2 ms of what a move does on the loop at once
+LOOKS = 3  # times as many rows where each is only looked up in the index
 
 _last: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Future[None]] = WeakKeyDictionary()  # who asked, by loop
 
 
 def steps(rows: int) -> Iterator[slice]:
     """Cut `rows` into the slices of its steps."""
-    return (slice(start, min(start + STEP_ROWS, rows)) for start in range(0, rows, STEP_ROWS))
+    return _slices(rows, STEP_ROWS)
+
+
+def looks(rows: int) -> Iterator[slice]:
+    """Cut `rows` into the slices of steps in which rows are looked up, and nothing is changed."""
+    return _slices(rows, LOOKS * STEP_ROWS)
+
+
+def _slices(rows: int, step: int) -> Iterator[slice]:
+    return (slice(start, min(start + step, rows)) for start in range(0, rows, step))
 
 
 async def turn() -> None:

@@ -27,6 +27,7 @@ hops = pytest.mark.parametrize(("source", "target"), HOPS, ids=[f"{s.word}-{t.wo
 def step_rows(request, monkeypatch):
     """Every test holds for a move of one step, and for one that lets others have their turn after each row."""
     monkeypatch.setattr(steps, "STEP_ROWS", request.param)
+    monkeypatch.setattr(steps, "LOOKS", 1)
 
 
 def world_with(tier: TierName, *ids: str) -> World:

@@ -34,10 +34,10 @@ class Outcome(NamedTuple):
 @contextmanager
 def simulated():
     """Make the product small and silent meanwhile."""
-    former, step = segment.SEGMENT_ROWS, steps.STEP_ROWS
+    former, step, looks = segment.SEGMENT_ROWS, steps.STEP_ROWS, steps.LOOKS
     config = structlog.get_config()
     segment.SEGMENT_ROWS = index.SEGMENT_ROWS = SMALL
-    steps.STEP_ROWS = STEP
+    steps.STEP_ROWS, steps.LOOKS = STEP, 1
     structlog.configure(
         processors=[],
         wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL),
@@ -55,7 +55,7 @@ def simulated():
         gc.enable()
         gc.unfreeze()
         segment.SEGMENT_ROWS = index.SEGMENT_ROWS = former
-        steps.STEP_ROWS = step
+        steps.STEP_ROWS, steps.LOOKS = step, looks
         structlog.configure(**config)
 
 

@@ -7,7 +7,7 @@ from itertools import pairwise
 
 import pytest
 
-from tiers.steps import STEP_ROWS, steps, turn
+from tiers.steps import LOOKS, STEP_ROWS, looks, steps, turn
 
 pytestmark = pytest.mark.unit
 
@@ -19,6 +19,9 @@ def test_steps_are_all_rows_once():
     assert [STEP_ROWS, STEP_ROWS, 1] == [at.stop - at.start for at in found]
     assert all(before.stop == after.start for before, after in pairwise(found))
     assert [] == list(steps(0))
+    assert [slice(0, LOOKS * STEP_ROWS), slice(LOOKS * STEP_ROWS, LOOKS * STEP_ROWS + 1)] == list(
+        looks(LOOKS * STEP_ROWS + 1)
+    )
 
 
 async def test_one_of_many_goes_on_in_an_iteration_of_the_loop():
