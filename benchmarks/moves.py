@@ -28,7 +28,7 @@ from rich.console import Console
 
 from benchmarks import command
 from benchmarks.command import Keep, nothing, perform, teller
-from benchmarks.moving import pairs, sustained
+from benchmarks.moving import compaction, pairs, sustained
 from benchmarks.moving.rows import DIM
 from benchmarks.moving.run import PARTITIONS, Run, Size
 from benchmarks.report import machine
@@ -38,6 +38,7 @@ HEAP_MB = 512  # of the broker: messages of a megabyte, in and out, thirty a sec
 
 SCENARIOS: dict[str, Callable[[Run], Awaitable[dict[str, Any]]]] = {
     "pairs": pairs.pairs,
+    "compaction": compaction.compaction,
     "sustained": sustained.sustained,
 }
 

@@ -3,6 +3,7 @@
     queue the target rows -> read source -> store target -> receipt -> publish the change
     -> rewrite the home (superseded meanwhile: the target row stays queued) -> evict the source
 
+What the loop does for thousands of rows it does in steps: others have their turn between two.
 Every method runs in its partition's lane, and a lane goes on only when every request was answered. What is physically
 somewhere without being a home is in the index's queue until its eviction is answered.
 """
@@ -12,6 +13,7 @@ from __future__ import annotations
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Protocol
 
 import numpy as np
@@ -27,10 +29,14 @@ from tiers import failpoint, record
 from tiers.errors import TierCorrupt, TierFull, TierUnavailable
 from tiers.index import Index
 from tiers.queue import Group, Queue
-from tiers.record import Bools, Floats, Int64s
+from tiers.record import Floats, Int64s
+from tiers.steps import looks, steps, turn
 from tiers.tier import Location, Places, Receipt, Tier, TierName
 
 log = structlog.get_logger()
+
+BYTES_MAX = 128 << 20  # of the rows that move together: as many as a file of glacier takes
+ROW_BYTES_MAX = record.PAYLOAD_BYTES_MAX + (1 << 16)  # a record of the largest payload, more or less
 
 
 class Rewrite(Protocol):
@@ -69,7 +75,9 @@ class Mover:
         committed: Callable[[int], int],
         keep: Callable[[int, pa.RecordBatch], Awaitable[object]],
         tracing: Tracing = OFF,
+        bytes_max: int = BYTES_MAX,
     ) -> None:
+        self._bytes_max = bytes_max
         self._index, self._tiers, self._changes, self._shape = index, tiers, changes, shape
         self._watermarks, self._committed, self._keep = watermarks, committed, keep
         self.moved: dict[tuple[str, str], int] = {}
@@ -79,13 +87,26 @@ class Mover:
         self, partition: int, source: TierName, target: TierName, reason: str, keys: Sequence[tuple[str, int]]
     ) -> int:
         """Demote these (id, version) if they are still at home in `source`; returns how many moved."""
-        sources = self._at_home(source, keys)
-        if not len(sources):
-            return 0
-        parents = self._traced(partition, sources) if self._tracing.on else ()
+        moved = 0
         facts = move_facts(partition, source.word, target.word, reason)
-        with self._tracing.work("move", parents, facts=facts) as work:
-            return await self._move(partition, source, target, reason, sources, work)
+        for sources in await self._parts(source, await self._at_home(source, keys)):
+            parents = self._traced(partition, sources) if self._tracing.on else ()
+            with self._tracing.work("move", parents, facts=facts) as work:
+                moved += await self._move(partition, source, target, reason, sources, work)
+        return moved
+
+    async def _parts(self, source: TierName, sources: Places) -> list[Places]:
+        """Cut a move so that no part of it has more than `bytes_max`, or it is one row."""
+        if len(sources) * ROW_BYTES_MAX <= self._bytes_max:
+            return [sources] if len(sources) else []
+        ends = np.cumsum(await self._tiers[source].sizes(sources))
+        parts, first = [], 0
+        while first < len(sources):
+            taken = int(ends[first - 1]) if first else 0
+            end = max(first + 1, int(np.searchsorted(ends, taken + self._bytes_max, "right")))
+            parts.append(sources[first:end])
+            first = end
+        return parts
 
     async def _move(
         self, partition: int, source: TierName, target: TierName, reason: str, sources: Places, work: Work
@@ -115,15 +136,18 @@ class Mover:
         with _kept(queue, landed), step("announce", rows=len(landed.places)):
             at_ms = await self._changes.publish(partition, source, target, reason, receipt.ids, receipt.versions)
         failpoint.reach("move.announced", source.word, target.word)
-        same = self._rewrite_home(source, landed, record.vectors_of(batch), reason, at_ms)
-        leaving = queue.enter(source, partition, sources.those(same & (source != TierName.HOT)))
-        failpoint.reach("move.relocated", source.word, target.word)
+        leaving = queue.enter(source, partition, sources, rows=0)
+        with _kept(queue, landed), _kept(queue, leaving):
+            moved, evicted = await self._rewrite_homes(
+                landed, leaving, receipt, record.vectors_of(batch), reason, at_ms
+            )
+        queue.leave(landed)
         with _kept(queue, leaving), step("evict", tier=source.word, rows=len(sources)):
-            evicted = await self._evict_dead(source, sources, receipt)
+            if source != TierName.HOT:  # none of them is a home: each was rewritten or superseded in this job
+                evicted = await self._tiers[source].evict(sources, receipt)
         failpoint.reach("move.evicted", source.word, target.word)
         queue.leave(leaving)
         queue.remove_all(source, partition, sources)
-        moved = int(same.sum())
         work.note(rows=moved, bytes=batch.nbytes)
         self.moved[source.word, target.word] = self.moved.get((source.word, target.word), 0) + moved
         took_s = time.perf_counter() - began
@@ -140,9 +164,18 @@ class Mover:
         """Return the traces in which these rows were applied, as far as they are remembered."""
         return self._tracing.remembered.of(partition, record.offsets(sources.versions).tolist())
 
-    def _at_home(self, tier: TierName, keys: Sequence[tuple[str, int]]) -> Places:
-        ids, versions = zip(*dict.fromkeys(keys), strict=True) if keys else ((), ())
-        return self._index.homes_of(tier, ids, np.array(versions, np.int64))
+    async def _at_home(self, tier: TierName, keys: Sequence[tuple[str, int]]) -> Places:
+        """Return where those of these rows lie that are at home in a tier now; each once."""
+        found: list[Places] = []
+        seen: set[tuple[str, int]] = set()
+        for at in looks(len(keys)):
+            if at.start:
+                await turn()
+            fresh = [key for key in dict.fromkeys(keys[at]) if key not in seen]
+            seen.update(fresh)
+            ids, versions = zip(*fresh, strict=True) if fresh else ((), ())
+            found.append(self._index.homes_of(tier, ids, np.array(versions, np.int64)))
+        return Places.joined(found)
 
     async def _read(self, source: TierName, sources: Places) -> tuple[pa.RecordBatch, Places]:
         """Return the rows as a batch; one that was superseded since (hot drops it at once) is left out.
@@ -169,22 +202,43 @@ class Mover:
             queue.remove_all(tier, partition, stored.without_slots())
         return queue.enter(tier, partition, stored)
 
-    def _rewrite_home(self, source: TierName, landed: Group, vectors: Floats, reason: str, at_ms: int) -> Bools:
-        """One loop step: the target rows become homes, but for those superseded meanwhile: they stay queued."""
-        queue, stored, target, partition = self._index.queue, landed.places, landed.tier, landed.partition
+    async def _rewrite_homes(
+        self, landed: Group, leaving: Group, receipt: Receipt, vectors: Floats, reason: str, at_ms: int
+    ) -> tuple[int, int]:
+        """Make the target rows homes, a step of the loop at a time, and queue the source rows in the same step.
+
+        Those of hot are evicted in it. Returns how many moved, and how many were evicted.
+        """
+        source, target = leaving.tier, landed.tier
+        moved = evicted = 0
+        for at in steps(len(landed)):
+            if at.start:
+                await turn()
+            moved += self._rewrite_home(source, landed, vectors[at], at.stop, reason, at_ms)
+            if source == TierName.HOT:
+                failpoint.reach("move.relocated", source.word, target.word)
+                evicted += await self._tiers[source].evict(leaving.whole[at], receipt)
+            else:
+                self._index.queue.admit(leaving, at.stop)
+                failpoint.reach("move.relocated", source.word, target.word)
+        return moved, evicted
+
+    def _rewrite_home(self, source: TierName, landed: Group, vectors: Floats, end: int, reason: str, at_ms: int) -> int:
+        """One loop step: target rows up to `end` become homes, but for those superseded meanwhile: they stay queued."""
+        queue, target, stored = self._index.queue, landed.tier, landed.whole[landed.first : end]
         same = self._index.relocate(target, stored.ids, stored.versions, stored.slots, vectors, reason, at_ms)
-        queue.leave(landed)
-        queue.remove_all(target, partition, stored.those(same))
+        queue.shed(landed, end)
+        queue.remove_single(target, stored.those(same))
         for where in stored.those(~same):
             queue.add(target, where)
         if source == TierName.HOT:
-            self._watermarks[partition].settle(record.offsets(stored.versions[same]))
-        return same
+            self._watermarks[landed.partition].settle(record.offsets(stored.versions[same]))
+        return int(same.sum())
 
     async def _evict(self, tier: TierName, keys: Sequence[Location], receipt: Receipt | None) -> int:
         """Evict rows that are no home, and take them out of the queue once answered."""
         evicted = await self._evict_dead(tier, keys, receipt)
-        self._unqueue(tier, keys)
+        await self._unqueue(tier, keys)
         return evicted
 
     async def _evict_dead(self, tier: TierName, keys: Sequence[Location], receipt: Receipt | None) -> int:
@@ -197,13 +251,25 @@ class Mover:
         entry = self._index.find(where.id)
         return entry is not None and (entry.version, entry.home, entry.slot) == (where.version, tier, where.slot)
 
-    def _unqueue(self, tier: TierName, keys: Sequence[Location]) -> None:
-        for where in keys:
-            self._index.queue.remove(tier, where)
+    async def _unqueue(self, tier: TierName, keys: Sequence[Location]) -> None:
+        for at in steps(len(keys)):
+            if at.start:
+                await turn()
+            for where in keys[at]:
+                self._index.queue.remove(tier, where)
+
+    async def _without(self, listed: Sequence[Location], needed: Callable[[Location], bool]) -> list[Location]:
+        """Return the rows that are not needed; what is asked of each is a step's work for some."""
+        found: list[Location] = []
+        for at in steps(len(listed)):
+            if at.start:
+                await turn()
+            found += [where for where in listed[at] if not needed(where)]
+        return found
 
     async def evict_queued(self, partition: int, tier: TierName, limit: int) -> int:
         """Evict up to `limit` superseded rows of a partition from warm or cold (glacier's go by `compact`)."""
-        waiting = [where for where in self._index.queue.list(partition, tier, limit) if not self._decides(where)]
+        waiting = await self._without(self._index.queue.list(partition, tier, limit), self._decides)
         if not waiting:
             return 0
         failpoint.reach("superseded.listed", tier.word)
@@ -217,7 +283,7 @@ class Mover:
             await self._evict(tier, keys, None)
         elif keys:
             await self.rewrite_glacier(partition, keys)
-            self._unqueue(tier, keys)
+            await self._unqueue(tier, keys)
 
     @property
     def _glacier(self) -> Rewrites:
@@ -226,18 +292,22 @@ class Mover:
     async def rewrite_glacier(self, partition: int, drop: Sequence[Location]) -> int:
         """Drop rows from glacier and follow the others to where the new files hold them."""
         done = await self._glacier.rewrite(partition, drop)
-        self._index.relocate_slots(TierName.GLACIER, done.ids, done.versions, done.old_slots, done.new_slots)
+        for at in steps(len(done.ids)):  # what was not followed yet is read where it lay
+            if at.start:
+                await turn()
+            columns = (done.versions[at], done.old_slots[at], done.new_slots[at])
+            self._index.relocate_slots(TierName.GLACIER, done.ids[at], *columns)
         return done.dropped
 
     async def compact(self, partition: int, limit: int) -> int:
         """Drop superseded rows and finished tombstones of a partition from glacier, in one commit (R5)."""
         listed = self._glacier.together(self._index.queue.list(partition, TierName.GLACIER, limit))
-        waiting = [where for where in listed if not self._covers_above(where) and not self._decides(where)]
-        drop = [where for where in waiting if not self._is_home(TierName.GLACIER, where)]
+        waiting = await self._without(listed, lambda where: self._covers_above(where) or self._decides(where))
+        drop = await self._without(waiting, partial(self._is_home, TierName.GLACIER))
         tombstones = self._glacier.together(self._finished_tombstones(partition, drop, limit))
         everything = [*drop, *tombstones]
         if not everything:
-            self._unqueue(TierName.GLACIER, waiting)
+            await self._unqueue(TierName.GLACIER, waiting)
             return await self.rewrite_glacier(partition, [])  # merges small files once there are many
         if tombstones:
             versions = np.array([where.version for where in tombstones], np.int64)
@@ -247,7 +317,7 @@ class Mover:
         dropped = await self.rewrite_glacier(partition, everything)
         failpoint.reach("tombstone.dropped" if tombstones else "compact.rewritten")
         self._index.drop((where.id, where.version) for where in tombstones)
-        self._unqueue(TierName.GLACIER, waiting)
+        await self._unqueue(TierName.GLACIER, waiting)
         log.info("archive.compacted", partition=partition, dropped=dropped, tombstones=len(tombstones))
         return dropped
 

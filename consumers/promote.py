@@ -32,6 +32,7 @@ from tiers.index import Entry, Index
 from tiers.policy import PolicySettings
 from tiers.record import Floats, Int64s, Row
 from tiers.segment import NO_COPY, Segment
+from tiers.steps import looks, turn
 from tiers.tier import Location, Tier, TierName
 
 log = structlog.get_logger()
@@ -100,10 +101,15 @@ class Promotion:
 
     async def keep(self, partition: int, batch: pa.RecordBatch) -> int:
         """Let rows that have just left hot, and are read, stay there as copies; returns how many. In the lane."""
-        chosen, _ = self._admit(self._candidates(partition, batch["id"].to_pylist()))
+        ids, read = batch["id"].to_pylist(), []
+        for some in looks(len(ids)):
+            await turn()
+            hot_enough = self._heat(ids[some]) >= self._rules.promote_heat_min
+            read += [ids[some.start + at] for at in np.flatnonzero(hot_enough).tolist()]
+        chosen, _ = self._admit(self._candidates(partition, read))
         if not chosen:
             return 0
-        at = {identifier: at for at, identifier in enumerate(batch["id"].to_pylist())}
+        at = {identifier: at for at, identifier in enumerate(ids)}
         rows = {entry.id: record.row_at(batch, at[entry.id]) for entry in chosen}
         count = await self._install(partition, rows, "kept")
         await self._announce(partition)

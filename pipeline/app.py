@@ -207,6 +207,7 @@ async def open_node(settings: Settings, tracing: Tracing = OFF) -> AsyncIterator
             lambda p: record.pack_version(manifest.epoch, commit.acknowledged(p)),
             promotion.keep,
             tracing,
+            settings.move.bytes_max,
         )
 
         usages = await Usages.open(tiers)

@@ -173,6 +173,7 @@ async def _serve(settings: Settings, stop: asyncio.Event, started: Callable[[Mem
         stack.callback(ending.cancel)
         async with MemoryManager.open(settings, http, ending) as manager:
             http.gateway = Gateway(manager)
+            threads.opened()
             http.listen()  # `run` has not come to it yet, and whoever reads the next line may connect at once
             log.info("gateway.listening", address=http.address)
             if started is not None:

@@ -8,6 +8,7 @@ from producers import events
 from producers.publisher import Publisher
 from tiers import record
 from tiers.record import Int64s
+from tiers.steps import turn
 from tiers.tier import TierName
 
 IDS_MAX = 1000
@@ -37,9 +38,10 @@ class Changes:
         `insist` as in `Publisher.enqueue`.
         """
         at_ms = self._now_ms()
-        texts = record.version_texts(versions)
         sent = []
         for start in range(0, len(ids), IDS_MAX):
+            if start:
+                await turn()  # a message is a step of the loop
             change = events.Change(
                 kind=kind,
                 source=source.word if source is not None else None,
@@ -48,7 +50,7 @@ class Changes:
                 policy=POLICY,
                 at=at_ms,
                 ids=list(ids[start : start + IDS_MAX]),
-                versions=texts[start : start + IDS_MAX],
+                versions=record.version_texts(versions[start : start + IDS_MAX]),
             )
             value = events.encode_change(change)
             sent.append(await self._publisher.enqueue(self._topic, value, partition=partition, insist=insist))

@@ -16,6 +16,7 @@ from tiers import read, record
 from tiers.index import Index
 from tiers.rebuild import load
 from tiers.record import Int64s
+from tiers.steps import looks, turn
 from tiers.tier import Query, Receipt, Result, Tier, TierName
 
 
@@ -40,16 +41,22 @@ class Choice:
         return Receipt(tier, ids, versions, slots, held, proof)
 
 
-def choose(index: Index, tier: TierName, batch: pa.RecordBatch) -> Choice:
-    """Reduce the batch to its newest rows and decide which of them the tier does not hold in that version or newer."""
+async def choose(index: Index, tier: TierName, batch: pa.RecordBatch) -> Choice:
+    """Reduce the batch to its newest rows and decide which of them the tier does not hold in that version or newer.
+
+    In steps: what the tier holds of these ids changes in their lane only, which waits for this.
+    """
     unique = record.newest(batch)
     held: dict[str, tuple[int, int]] = {}
     write = np.ones(unique.num_rows, bool)
     ids, versions = unique["id"].to_pylist(), record.versions_of(unique)
-    for at in np.flatnonzero(index.holding(tier, ids)).tolist():
-        highest = max(index.held(tier, ids[at]), default=None)
-        if highest is not None and highest[0] >= versions[at]:
-            held[ids[at]], write[at] = highest, False
+    for some in looks(len(ids)):
+        if some.start:
+            await turn()
+        for at in (some.start + np.flatnonzero(index.holding(tier, ids[some]))).tolist():
+            highest = max(index.held(tier, ids[at]), default=None)
+            if highest is not None and highest[0] >= versions[at]:
+                held[ids[at]], write[at] = highest, False
     winners = unique if write.all() else unique.filter(pa.array(write))
     return Choice(unique, winners, held)
 

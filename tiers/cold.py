@@ -49,6 +49,7 @@ class ColdMemory:
         self.index = index if index is not None else Index.of(shape)
         self._turn: AbstractAsyncContextManager[object] = asyncio.Lock() if self._alone else nullcontext()
         self._writer = SerialExecutor("cold-write")
+        self._packer = SerialExecutor("cold-pack")  # so that no search waits behind thousands of rows
         self._readers = SerialExecutor("cold-read", READERS)
         self._closed = False
 
@@ -83,6 +84,7 @@ class ColdMemory:
         self._closed = True
         await self._writer.run(self._close)
         self._writer.close()
+        self._packer.close()
         self._readers.close()
 
     def _open(self) -> None:
@@ -98,10 +100,10 @@ class ColdMemory:
         TierFull, TierUnavailable, InvalidRecord: nothing is stored. OutcomeUnknown: only a restart tells.
         """
         async with self._turn:
-            choice = choose(self.index, self.name, batch)
+            choice = await choose(self.index, self.name, batch)
             winners, slots = choice.winners, np.empty(0, np.int64)
             if winners.num_rows:
-                rows = await self._readers.run(packed.pack, winners)  # while another lane's rows are written
+                rows = await self._packer.run(packed.pack, winners)  # while another lane's rows are written
                 partition = record.partitions(winners["id"], self.partitions)
                 slots = await self._writer.run(self._rows.add, winners, partition, rows)
             receipt = choice.receipt(self.name, slots, PROOF)
@@ -127,9 +129,13 @@ class ColdMemory:
             rows[at] = row
         return rows
 
+    async def sizes(self, places: Places) -> Int64s:
+        """See Tier."""
+        return await self._readers.run(self._rows.sizes, places)
+
     async def gather(self, places: Places) -> tuple[pa.RecordBatch, Bools]:
         """See Tier. Rows that the side file cannot show are read by `get`, which looks in DuckDB."""
-        batch, there = await self._readers.run(self._rows.gather, places)
+        batch, there = await self._packer.run(self._rows.gather, places)
         if there.all():
             return batch, there
         return record.present(await self.get(places), self.shape)

@@ -1,5 +1,9 @@
 """Opening the cold tier's DuckDB file: its lock, its configuration, its one table, and names that outlast a power loss.
 
+A checkpoint writes every row group anew that has gained or lost a row since the last one. With DuckDB's 122,880 rows
+each that was two to three times the rows that had changed, 16 µs a row; with GROUP_ROWS it is 8, and the file two
+thirds as large (98,304 rows, half of them new and as many gone since the last one). Only an attached file can be told.
+
 Every commit goes through the WAL whole (`enable_optimistic_write` off: 0.27 s for 130,000 rows instead of 1.6 s, and
 one file to be durable). DuckDB never checkpoints by itself: see cold_table for why.
 """
@@ -16,7 +20,9 @@ import pyarrow as pa
 
 from tiers.errors import ServiceMissing, SettingsError
 
+GROUP_ROWS = 16_384
 STORAGE = "v1.5.0"  # the oldest DuckDB that can read the file: a way back from 2.0, at no cost that could be measured
+NAME = "cold"  # of the attached file; in-memory tables are beside it
 NEVER = 1 << 50  # rows or bytes: DuckDB's own checkpoints never begin
 TEMP_PER_MEMORY = 4  # what a query may spill to disk, in multiples of the memory limit
 TYPES = {
@@ -32,7 +38,6 @@ TYPES = {
 def connect(file: Path, fields: Sequence[pa.Field], memory_limit_mb: int, threads: int) -> duckdb.DuckDBPyConnection:
     """Open or create the file and its table; ServiceMissing or SettingsError says what to do when that cannot be."""
     config: dict[str, str | bool | int | float | list[str]] = {
-        "storage_compatibility_version": STORAGE,
         "memory_limit": f"{memory_limit_mb}MiB",
         "threads": threads,
         "temp_directory": str(file.with_suffix(".tmp")),
@@ -45,8 +50,11 @@ def connect(file: Path, fields: Sequence[pa.Field], memory_limit_mb: int, thread
         "auto_checkpoint_skip_wal_threshold": str(NEVER),
     }
     try:
-        connection = duckdb.connect(str(file), config=config)
+        connection = duckdb.connect(config=config)
         try:
+            given = f"ROW_GROUP_SIZE {GROUP_ROWS}, STORAGE_VERSION '{STORAGE}'"
+            connection.execute(f"ATTACH {literal(str(file))} AS {NAME} ({given})")
+            connection.execute(f"USE {NAME}")
             # Not in `config`: DuckDB applies that in an order of its own, and this one forbids setting temp_directory.
             connection.execute("SET enable_external_access = false")
             connection.execute("PRAGMA disable_checkpoint_on_shutdown")
@@ -94,6 +102,11 @@ def lock(path: Path, what: Path) -> int:
     os.ftruncate(descriptor, 0)
     os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
     return descriptor
+
+
+def literal(text: str) -> str:
+    """Return a text as an SQL literal."""
+    return "'" + text.replace("'", "''") + "'"
 
 
 def quoted(name: str) -> str:

@@ -187,6 +187,10 @@ class ColdRows:
                 doubtful.append(at)
         return rows, doubtful
 
+    def sizes(self, places: Places) -> Int64s:
+        """Return the bytes of packed rows, as the side file has them. Any thread."""
+        return self._side.sizes(places.slots)
+
     def gather(self, places: Places) -> tuple[pa.RecordBatch, Bools]:
         """Return rows from the side file, and which of them it shows rightly. Any thread."""
         held = self._side.gather(places.slots)

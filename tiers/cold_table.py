@@ -158,8 +158,8 @@ class Table:
     def bytes(self) -> tuple[int, int]:
         """Return the bytes in use (blocks and WAL), and those of free blocks inside the file."""
         with self._reading():
-            query = "SELECT block_size, used_blocks, free_blocks FROM pragma_database_size()"
-            ((size, used, free),) = self._connection.execute(query).fetchall()
+            query = "SELECT block_size, used_blocks, free_blocks FROM pragma_database_size() WHERE database_name = ?"
+            ((size, used, free),) = self._connection.execute(query, [cold_file.NAME]).fetchall()
         return size * used + self.wal_bytes, size * free
 
     def copy(self, target: Path) -> None:

@@ -9,7 +9,7 @@ up its slots just before), except for the rows that were dropped from it.
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -102,13 +102,11 @@ class Files:
 
     def together(self, keys: Sequence[Location]) -> list[Location]:
         """Return the rows in the REWRITE_FILES files of which most is to go, and the rows in no file."""
-        by_file: defaultdict[Key, list[Location]] = defaultdict(list)
-        for where in keys:
-            by_file[place(where)[0]].append(where)
-        files = self.archive.files
-        there = sorted((key for key in by_file if key in files), key=lambda key: len(by_file[key]) / files[key].rows)
+        named = [place(where)[0] for where in keys]
+        files, rows = self.archive.files, Counter(named)
+        there = sorted((key for key in rows if key in files), key=lambda key: rows[key] / files[key].rows)
         late = set(there[:-REWRITE_FILES])
-        return [where for where in keys if place(where)[0] not in late]
+        return [where for where, key in zip(keys, named, strict=True) if key not in late] if late else list(keys)
 
     def fetch(self, file: DataFile, wanted: Sequence[tuple[int, Location]]) -> list[Row | None]:
         """Return the rows, None where another one lies or the file was vacuumed; TierCorrupt if it got lost."""

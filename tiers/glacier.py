@@ -120,7 +120,7 @@ class GlacierMemory:
             return receipt
 
     async def _store(self, batch: pa.RecordBatch) -> Receipt:
-        choice = choose(self.index, self.name, batch)
+        choice = await choose(self.index, self.name, batch)
         slots = np.empty(0, np.int64)
         if choice.winners.num_rows:
             partition = record.partitions(choice.winners["id"], self.partitions)
@@ -171,6 +171,11 @@ class GlacierMemory:
         for at, row in await self._read(missing):
             found[at] = row
         return found
+
+    async def sizes(self, places: Places) -> Int64s:
+        """See Tier; what a row of its file takes on the average."""
+        files = [self._files.find(where) for where in places]
+        return np.array([0 if found is None else found[0].bytes // found[0].rows for found in files], np.int64)
 
     async def gather(self, places: Places) -> tuple[pa.RecordBatch, Bools]:
         """See Tier; row by row, since nothing moves out of here but single records on their way up."""

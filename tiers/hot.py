@@ -336,7 +336,7 @@ class HotMemory:
 
     async def store(self, batch: pa.RecordBatch) -> Receipt:
         """Put if newer. The receipt says "volatile": hot is never the proof of anything's durability."""
-        choice = choose(self.index, self.name, batch)
+        choice = await choose(self.index, self.name, batch)
         partition = record.partitions(choice.winners["id"], self.partitions)
         numbers, counts = np.unique(partition, return_counts=True)
         if sum(map(self._slabs_for, numbers.tolist(), counts.tolist())) > len(self._free):
@@ -414,14 +414,28 @@ class HotMemory:
                 found[position] = row if row.id == locations[position].id else None
         return found
 
-    async def gather(self, places: Places) -> tuple[pa.RecordBatch, Bools]:
-        """See Tier; taken from the batches in which the rows came, a run of them without a copy of its own."""
+    async def sizes(self, places: Places) -> Int64s:
+        """See Tier."""
+        there, parts = self._lying(places)
+        found = np.zeros(len(places), np.int64)
+        lengths = [pc.binary_length(part["payload"]).to_numpy() for part in parts]
+        found[there] = 4 * self.index.dim + np.concatenate([np.zeros(0, np.int64), *lengths])
+        return found
+
+    def _lying(self, places: Places) -> tuple[Bools, list[pa.RecordBatch]]:
+        """Return at which places there are rows, and these rows in order, in parts of the batches they came in."""
         slots = places.slots
         there = self.columns.alive[slots] & (self.columns.version[slots] == places.versions)
         parts: list[pa.RecordBatch] = []
         at = np.flatnonzero(there)
         for run in np.split(at, np.flatnonzero(np.diff(slots[at]) != 1) + 1) if len(at) else ():
             parts += self._run(int(slots[run[0]]), len(run))
+        return there, parts
+
+    async def gather(self, places: Places) -> tuple[pa.RecordBatch, Bools]:
+        """See Tier; taken from the batches in which the rows came, a run of them without a copy of its own."""
+        there, parts = self._lying(places)
+        at = np.flatnonzero(there)
         batch = pa.concat_batches(parts) if parts else record.to_batch([], self.shape)
         same = np.array(pc.equal(batch["id"], pa.array(places.those(there).ids, pa.string())), bool)
         there[at[~same]] = False  # the slot is another id's by now

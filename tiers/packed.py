@@ -78,11 +78,16 @@ def _packed_attributes(column: pa.StructArray) -> pa.Array:
         return pa.repeat(NOTHING, len(column))
     names = [field.name for field in column.type]
     columns = [child.to_pylist() for child in column.flatten()]
-    rows = zip(*columns, strict=True)
     if column.null_count or any(child.null_count for child in column.flatten()):
+        rows = zip(*columns, strict=True)
         maps = ({n: v for n, v in zip(names, row, strict=True) if v is not None} for row in rows)
         return pa.array([encode_attributes(each) if each else b"" for each in maps], BYTES)
-    return pa.array([encode_attributes(dict(zip(names, row, strict=True))) for row in rows], BYTES)
+    count = len(names)  # all are set: a map's head, and then what is the same in every row between the values
+    head = bytes([0x80 | count]) if count < 16 else b"\xde" + count.to_bytes(2, "big")
+    parts: list[pa.Array | pa.Scalar] = [pa.scalar(head, BYTES)]
+    for name, values in zip(names, columns, strict=True):
+        parts += [pa.scalar(encode_attributes(name), BYTES), pa.array(list(map(encode_attributes, values)), BYTES)]
+    return joined(*parts)
 
 
 def whole(rows: Sequence[bytes]) -> Bools:

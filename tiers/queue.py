@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -29,23 +30,39 @@ class Key(NamedTuple):
 
 
 class Group:
-    """Rows of one tier and partition, of distinct ids."""
+    """Rows of one tier and partition, of distinct ids: those of `whole` from `first` to `end`.
 
-    def __init__(self, tier: TierName, partition: int, places: Places) -> None:
-        self.tier, self.partition, self.places = tier, partition, places
-        self.lies = bool((places.slots != NO_SLOT).any())
-        self._at = dict(zip(places.ids, range(len(places)), strict=True))
+    A move treats its rows some at a time, so they leave from the front (`shed`) or come in at the end (`admit`).
+    """
+
+    def __init__(self, tier: TierName, partition: int, whole: Places, end: int) -> None:
+        self.tier, self.partition = tier, partition
+        self.whole, self.first, self.end = whole, 0, end
+        self.lies = bool((whole.slots != NO_SLOT).any())
+
+    def __len__(self) -> int:
+        return self.end - self.first
+
+    @property
+    def places(self) -> Places:
+        """The rows that are queued now."""
+        found: Places = self.whole[self.first : self.end]
+        return found
+
+    @cached_property
+    def _at(self) -> dict[str, int]:  # made when somebody asks: of most moves nobody does
+        return dict(zip(self.whole.ids, range(len(self.whole)), strict=True))
 
     def overlaps(self, ids: Iterable[str]) -> bool:
-        """Say whether a row of one of these ids is here."""
+        """Say whether a row of one of these ids may be here; those that have left count too."""
         return not self._at.keys().isdisjoint(ids)
 
     def key(self, identifier: str) -> Key | None:
         """Return the row of this id."""
         at = self._at.get(identifier)
-        if at is None:
+        if at is None or not self.first <= at < self.end:
             return None
-        return Key(self.tier, identifier, int(self.places.versions[at]), int(self.places.slots[at]))
+        return Key(self.tier, identifier, int(self.whole.versions[at]), int(self.whole.slots[at]))
 
 
 class Queue:
@@ -58,7 +75,7 @@ class Queue:
         self._groups: list[Group] = []  # at most two a lane: what a move writes, and what it leaves
 
     def __len__(self) -> int:
-        return sum(map(len, self._by_partition.values())) + sum(len(group.places) for group in self._groups)
+        return sum(map(len, self._by_partition.values())) + sum(map(len, self._groups))
 
     # -- row by row --------------------------------------------------------------------------------------------------
 
@@ -107,7 +124,7 @@ class Queue:
 
     def count(self, partition: int, tier: TierName) -> int:
         """Return how many rows of a partition are queued in a tier."""
-        grouped = sum(len(group.places) for group in self._of(partition, tier))
+        grouped = sum(map(len, self._of(partition, tier)))
         return grouped + sum(key.tier == tier for key in self._by_partition[partition])
 
     def follow(self, tier: TierName, identifier: str, version: int, old_slot: int, new_slot: int) -> None:
@@ -123,11 +140,26 @@ class Queue:
 
     # -- many together -----------------------------------------------------------------------------------------------
 
-    def enter(self, tier: TierName, partition: int, places: Places) -> Group:
-        """Queue the rows of a move that is under way, of distinct ids; nothing for each of them."""
-        group = Group(tier, partition, places)
+    def enter(self, tier: TierName, partition: int, places: Places, *, rows: int | None = None) -> Group:
+        """Queue the rows of a move that is under way, of distinct ids; nothing for each of them.
+
+        The first `rows` of them, if given: the others are admitted later.
+        """
+        group = Group(tier, partition, places, len(places) if rows is None else rows)
         self._groups.append(group)
         return group
+
+    def admit(self, group: Group, end: int) -> None:
+        """Queue the rows of a group up to `end` too."""
+        more, group.end = group.whole[group.end : end], end
+        if group not in self._groups:
+            self._add_all(group.tier, more)
+
+    def shed(self, group: Group, first: int) -> None:
+        """Take the rows of a group before `first` out."""
+        gone, group.first = group.whole[group.first : first], first
+        if group not in self._groups:
+            self.remove_all(group.tier, group.partition, gone)
 
     def leave(self, group: Group) -> None:
         """Take the rows of a group out, even if some were treated one by one meanwhile."""
@@ -140,27 +172,35 @@ class Queue:
         """Let the rows of a group be rows like others: they wait for whoever evicts what is queued."""
         if group in self._groups:
             self._groups.remove(group)
-            for where in group.places:
-                key = Key(group.tier, where.id, where.version, where.slot)
-                if key not in self._by_partition[where.partition]:
-                    self._add(key, where)
+            self._add_all(group.tier, group.places)
+
+    def _add_all(self, tier: TierName, places: Places) -> None:
+        for where in places:
+            key = Key(tier, where.id, where.version, where.slot)
+            if key not in self._by_partition[where.partition]:
+                self._add(key, where)
 
     def remove_all(self, tier: TierName, partition: int, places: Places) -> None:
         """Take rows of a partition out, where they are queued at all."""
         for group in list(self._of(partition, tier)):
             if group.overlaps(places.ids):
                 self.part(group)
+        self.remove_single(tier, places)
+
+    def remove_single(self, tier: TierName, places: Places) -> None:
+        """Take rows out that are queued one by one; the caller knows of no group that has one of them."""
         if self._of_tier[tier]:
-            for where in places:
-                self.remove(tier, where)
+            known = self._by_id
+            for at in [at for at, identifier in enumerate(places.ids) if identifier in known]:
+                self.remove(tier, places[at])
 
     def lying(self, tier: TierName, ids: Sequence[str]) -> npt.NDArray[np.bool_]:
         """Return of which ids a row may be queued that lies in a tier; one that has no slot yet does not."""
         found = np.zeros(len(ids), bool)
         known = [group for group in self._groups if group.tier == tier and group.lies and group.overlaps(ids)]
         if known or self._of_tier[tier]:
-            of = self.of
-            found[:] = [bool(of(identifier)) for identifier in ids]
+            of, single = self.of, self._by_id
+            found[:] = [identifier in single or (bool(known) and bool(of(identifier))) for identifier in ids]
         return found
 
     def _of(self, partition: int, tier: TierName) -> Iterator[Group]:

@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from tiers.record import Floats
 
-CHUNK_ROWS = 4_096  # a chunk of so many is not copied again
+CHUNK_ROWS = 1_024  # a chunk of so many is not copied again: a move brings them in such steps
 
 
 class Chunk(NamedTuple):

@@ -195,6 +195,10 @@ class SideFile:
             found.append(data)
         return found
 
+    def sizes(self, slots: Int64s) -> Int64s:
+        """Return the bytes of each slot's packed row, 0 where there is none."""
+        return self._slots.find(slots)["length"].astype(np.int64)
+
     def gather(self, slots: Int64s) -> list[bytes]:
         """Return the packed rows of slots, unchecked, b"" where there is none; those that lie end to end in one read.
 

@@ -61,6 +61,15 @@ class Places(Sequence[Location]):
         columns = [[getattr(where, name) for where in locations] for name in ("version", "partition", "slot")]
         return cls([where.id for where in locations], *(np.array(column, np.int64) for column in columns))
 
+    @classmethod
+    def joined(cls, parts: Sequence[Places]) -> Places:
+        """Return places one after another."""
+        if len(parts) == 1:
+            return parts[0]
+        none = np.zeros(0, np.int64)
+        columns = ([none, *(getattr(part, name) for part in parts)] for name in ("versions", "partitions", "slots"))
+        return cls([identifier for part in parts for identifier in part.ids], *map(np.concatenate, columns))
+
     def __len__(self) -> int:
         return len(self.ids)
 
@@ -222,6 +231,9 @@ class Tier(Protocol):
 
     async def get(self, locations: Sequence[Location]) -> list[Row | None]:
         """Return the rows at these locations; None where another version, or nothing, lies there now."""
+
+    async def sizes(self, places: Places) -> Int64s:
+        """Return about how many bytes the row at each place has, 0 where there is none: what a move of it holds."""
 
     async def gather(self, places: Places) -> tuple[pa.RecordBatch, npt.NDArray[np.bool_]]:
         """Return the rows that lie at these places as one batch, in order, and at which places there are any.

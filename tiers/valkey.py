@@ -12,7 +12,7 @@ import hashlib
 import ssl
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import redis.exceptions as wrong
 from redis.asyncio import BlockingConnectionPool, Redis
@@ -22,8 +22,17 @@ from redis.maint_notifications import MaintNotificationsConfig
 
 from tiers.errors import Fenced, OutcomeUnknown, ServiceMissing, TierCorrupt, TierError, TierFull, TierUnavailable
 
-Argument = bytes | str | int
 Packed = list[bytes | memoryview]  # a command as it is sent, in pieces
+
+
+class Bulk(NamedTuple):
+    """So many arguments of a command as the protocol has them, end to end."""
+
+    arguments: int
+    content: memoryview
+
+
+Argument = bytes | str | int | Bulk
 
 #: What redis-py makes of an error that the server replies: it did nothing of the command.
 REPLIED = (wrong.ResponseError, wrong.BusyLoadingError, wrong.AuthenticationError)
@@ -78,12 +87,20 @@ class Script:
         for script in (*self._also, self):
             await send(client, "SCRIPT", "LOAD", script.text)
 
-    def command(
-        self, keys: Sequence[bytes], *arguments: Argument, packed: tuple[int, memoryview] | None = None
-    ) -> Packed:
-        """Return a call as it is sent. `packed` are more arguments: how many, and each as the protocol has it."""
-        count, more = packed if packed is not None else (0, b"")
-        return [pack("EVALSHA", self.sha, len(keys), *keys, *arguments, more=count), more]
+    def command(self, keys: Sequence[bytes | Bulk], *arguments: Argument) -> Packed:
+        """Return a call as it is sent."""
+        return pack("EVALSHA", self.sha, sum(map(_count, keys)), *keys, *arguments)
+
+    async def read(self, client: Redis, keys: Bulk) -> Any:
+        """Run it where it changes nothing, and return its reply; one that the server did not know is loaded first."""
+        asked = ("EVALSHA", self.sha, keys.arguments, keys)
+        try:
+            return await read(client, *asked)
+        except TierUnavailable as error:
+            if not isinstance(error.__cause__, wrong.NoScriptError):
+                raise
+            await self.load(client)
+        return await read(client, *asked)
 
     async def run(
         self, client: Redis, keys: Sequence[bytes], *arguments: Argument, answer_s: float | None = None
@@ -110,10 +127,22 @@ async def each(commands: Iterable[Packed]) -> AsyncIterator[Packed]:
         yield command
 
 
-def pack(*arguments: Argument, more: int = 0) -> bytes:
-    """Return a command in the server's protocol, or its beginning where `more` arguments follow."""
-    given = [one if isinstance(one, bytes) else str(one).encode() for one in arguments]
-    return b"*%d\r\n" % (len(given) + more) + b"".join([b"$%d\r\n%b\r\n" % (len(one), one) for one in given])
+def pack(*arguments: Argument) -> Packed:
+    """Return a command in the server's protocol."""
+    pieces: Packed = [b"*%d\r\n" % sum(map(_count, arguments))]
+    plain: list[bytes] = []
+    for one in arguments:
+        if isinstance(one, Bulk):
+            pieces += [b"".join(plain), one.content]
+            plain.clear()
+        else:
+            value = one if isinstance(one, bytes) else str(one).encode()
+            plain.append(b"$%d\r\n%b\r\n" % (len(value), value))
+    return [*pieces, b"".join(plain)]
+
+
+def _count(argument: Argument) -> int:
+    return argument.arguments if isinstance(argument, Bulk) else 1
 
 
 async def send(client: Redis, *command: Argument, answer_s: float | None = None) -> Any:
@@ -122,7 +151,7 @@ async def send(client: Redis, *command: Argument, answer_s: float | None = None)
     `answer_s` is waited for instead of the client's own timeout: what was sent has an outcome, and a server that is
     slow will tell it. A caller that is cancelled meanwhile knows nothing of the outcome, as with OutcomeUnknown.
     """
-    (reply,) = good(client, await send_all(client, each([[pack(*command)]]), answer_s=answer_s))
+    (reply,) = good(client, await send_all(client, each([pack(*command)]), answer_s=answer_s))
     return reply
 
 
@@ -147,7 +176,7 @@ async def send_all(client: Redis, commands: AsyncIterable[Packed], *, answer_s: 
             except REPLIED as error:
                 replies.append(error)
     except (wrong.RedisError, OSError) as error:
-        name = bytes(command[0]).split(b"\r\n", 3)[2].decode()
+        name = bytes(command[1]).split(b"\r\n", 2)[1].decode() if command else "command"
         raise OutcomeUnknown(f"{address(client)} did not answer a {name}: {error}") from error
     finally:
         connection.socket_timeout = usual_s

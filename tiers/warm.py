@@ -13,29 +13,35 @@ Back of the envelope, 256 floats and 190 bytes of payload (1.3 KB packed): 1.4-1
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing
 from functools import partial
 from typing import cast
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 from redis.asyncio import Redis
 
 from tiers import codec, failpoint, record, valkey, warm_rows
 from tiers.alone import find, open_alone, settle
+from tiers.codec import HEADER
 from tiers.errors import Fenced, OutcomeUnknown, SettingsError, TierCorrupt, TierFull, TierUnavailable
 from tiers.index import Index
 from tiers.listed import Known, all_known
 from tiers.record import Bools, Floats, Int64s, Row
 from tiers.tier import NO_SLOT, Location, Places, Query, Receipt, Result, TierName, Usage, Vectors
-from tiers.warm_keys import Keys
-from tiers.warm_scripts import EVICT, LIST, RAISE, SCRIPTS, STORE
+from tiers.valkey import Bulk
+from tiers.warm_keys import Call, Keys
+from tiers.warm_scripts import EVICT, LIST, RAISE, SCRIPTS, SIZES, STORE
 from tiers.warm_settings import WarmSettings
 from tiers.worker import SerialExecutor
 
 CALL_BYTES = 8 * 1024 * 1024  # aimed at, for rows with large payloads
 PACK_BYTES = 2 * 1024 * 1024  # packed in one job: the first of them go while the others are packed
+FIELDS = {name: re.compile(rb"\b%b:(\d+)" % name.encode()) for name in ("used_memory", "maxmemory")}
+LARGE = 8 * 1024  # of payload and attributes: what rows are not larger than need not be asked for each
 PAGE_ROWS = 1_000  # asked for at once by MGET and SCAN, dropped at once by UNLINK
 ROOM_PER_BYTE, ROOM_PER_ROW = 1.25, 192  # the allocator's rounding; key, entry and object headers
 
@@ -56,6 +62,8 @@ class WarmMemory:
         self._epochs: dict[int, int] = {}
         self._packer = SerialExecutor("warm-pack")
         self._reserved = 0  # bytes of the batches being stored
+        self._fixed = HEADER.size + 4 * shape.field("vector").type.list_size
+        self._largest = 0  # bytes of payload and attributes that a row may have
 
     @classmethod
     async def open(
@@ -126,6 +134,7 @@ class WarmMemory:
         TierFull, TierUnavailable: nothing is stored. OutcomeUnknown: any part of the batch may be, now or later.
         """
         unique = record.newest(batch)
+        self._largest = max(self._largest, warm_rows.largest(unique))
         need = int(unique.nbytes * ROOM_PER_BYTE) + unique.num_rows * ROOM_PER_ROW
         self._reserved += need
         try:
@@ -154,8 +163,7 @@ class WarmMemory:
         row_bytes = max(1, unique.nbytes // max(1, unique.num_rows))
         rows_max = max(1, min(self._settings.rows_per_call, CALL_BYTES // row_bytes))
         partition = record.partitions(unique["id"], self.partitions)
-        epochs = {each: self._epoch(each) for each in np.unique(partition).tolist()}
-        calls = list(self._keys.calls(unique["id"].to_pylist(), partition, rows_max))
+        calls, epochs = await self._calls(unique["id"].to_pylist(), partition, rows_max)
         together = max(1, PACK_BYTES // (rows_max * row_bytes))
         jobs = [
             partial(warm_rows.commands, unique, calls[at : at + together], epochs, first=at == 0)
@@ -183,12 +191,16 @@ class WarmMemory:
     async def evict(self, keys: Sequence[Location], receipt: Receipt | None) -> int:  # noqa: ARG002
         """Drop the ids whose value has exactly this version; the others stay."""
         places = Places.of(keys)
-        versions = places.versions.astype("<i8")
-        commands = [
-            EVICT.command(call.keys, self._epoch(call.partition), versions[call.rows].tobytes())
-            for call in self._keys.calls(places.ids, places.partitions, PAGE_ROWS)
-        ]
+        calls, epochs = await self._calls(places.ids, places.partitions, PAGE_ROWS)
+        commands = warm_rows.evictions(calls, places.versions, epochs)
         return sum(await EVICT.run_all(self.client, commands, answer_s=self._settings.answer_s))
+
+    async def _calls(
+        self, ids: Sequence[str], partitions: npt.NDArray[np.int32], rows_max: int
+    ) -> tuple[list[Call], dict[int, int]]:
+        """Return rows in calls of at most so many, and our epoch of each partition."""
+        epochs = {each: self._epoch(each) for each in np.unique(partitions).tolist()}
+        return await self._packer.run(self._keys.calls, ids, partitions, rows_max), epochs
 
     async def clear(self) -> None:
         """Delete every row, durably; the epochs stay."""
@@ -208,12 +220,22 @@ class WarmMemory:
             found += [row if row is not None and row.version == where.version else None for where, row in asked]
         return found
 
+    async def sizes(self, places: Places) -> Int64s:
+        """See Tier. The server is asked only once a row of more than LARGE bytes was stored or listed in this life."""
+        if self._largest <= LARGE:
+            return np.full(len(places), self._fixed + self._largest)
+        found = [
+            np.frombuffer(await SIZES.read(self.client, keys), "<u4").reshape(-1, 2).sum(axis=1, dtype=np.int64)
+            for keys in await self._packer.run(self._keys.rows, places.ids, places.partitions, PAGE_ROWS)
+        ]
+        sizes: Int64s = np.concatenate([np.zeros(0, np.int64), *found]) + self._fixed
+        return sizes
+
     async def gather(self, places: Places) -> tuple[pa.RecordBatch, Bools]:
         """See Tier; TierCorrupt for bytes that are not what was stored."""
         values: list[bytes | None] = []
-        keys = self._keys.rows(places.ids, places.partitions)
-        for start in range(0, len(keys), PAGE_ROWS):
-            values += await self._values(keys[start : start + PAGE_ROWS])
+        for keys in await self._packer.run(self._keys.rows, places.ids, places.partitions, PAGE_ROWS):
+            values += await self._values([keys])
         return await self._packer.run(warm_rows.gathered, values, places, self.shape)
 
     async def vectors(self, places: Places, *, spent: int | None = 0) -> Vectors:  # noqa: ARG002 - one round trip
@@ -240,12 +262,14 @@ class WarmMemory:
         """Yield every row; `slot` is NO_SLOT."""
         async for page in self._pages():
             batch = await self._packer.run(warm_rows.listed, page, await self._values(page), self._keys, self.shape)
+            self._largest = max(self._largest, warm_rows.largest(batch))
             yield batch.append_column("slot", pa.array(np.full(batch.num_rows, NO_SLOT, np.int64)))
 
     async def entries(self, known: Known) -> AsyncIterator[pa.RecordBatch]:
         """See rebuild.Sparse: headers and attributes; a page with a row that is not known by its code comes whole."""
         async for page in self._pages():
             heads = await valkey.read(self.client, "EVALSHA", LIST.sha, len(page), *page)
+            self._largest = max(self._largest, warm_rows.largest_of(heads))
             found = await self._packer.run(warm_rows.entries, page, heads, self._keys, self.shape)
             if found.num_rows and not all_known(found, known):
                 values = await self._values(page)
@@ -254,10 +278,11 @@ class WarmMemory:
 
     async def usage(self) -> Usage:
         """Return the rows at home here, the server's memory, and the limit."""
-        with valkey.reading(self.client):
-            memory = await self.client.info("memory")
-        limit = self._settings.bytes_limit or int(memory["maxmemory"])
-        return Usage(self.index.rows(self.name), int(memory["used_memory"]), bytes_limit=limit)
+        told: bytes = await valkey.read(
+            self.client, "INFO", "memory"
+        )  # each store asks: two numbers, and no dictionary
+        used, most = (int(FIELDS[name].search(told)[1]) for name in ("used_memory", "maxmemory"))  # type: ignore[index]
+        return Usage(self.index.rows(self.name), used, bytes_limit=self._settings.bytes_limit or most)
 
     async def survey(self) -> AsyncIterator[list[tuple[int, str, int | None]]]:
         """Yield (partition, id, version) of every row, some at a time; version None where its bytes are damaged."""
@@ -295,7 +320,7 @@ class WarmMemory:
         values = await self._values(keys)
         return [None if value is None else self._unpack(key, value) for key, value in zip(keys, values, strict=True)]
 
-    async def _values(self, keys: list[bytes]) -> list[bytes | None]:
+    async def _values(self, keys: Sequence[bytes | Bulk]) -> list[bytes | None]:
         return cast("list[bytes | None]", await valkey.read(self.client, "MGET", *keys)) if keys else []
 
     def _unpack(self, key: bytes, value: bytes) -> Row:

@@ -17,17 +17,21 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 
+from tiers import packed
 from tiers.record import Int64s
+from tiers.valkey import Bulk
 
 PREFIX = re.compile(r"[A-Za-z0-9._-]{1,64}")  # nothing that has a meaning in a pattern or a hash tag
 
 
 class Call(NamedTuple):
-    """`keys`: the epoch's, then one a row. `rows`: which rows of the caller's sequence they are."""
+    """Rows of one bucket: the key of its epoch, theirs, and which rows of the caller's sequence they are."""
 
     partition: int
-    keys: list[bytes]
+    epoch: bytes
+    keys: Bulk
     rows: Int64s
 
 
@@ -65,17 +69,20 @@ class Keys:
         packed = identifier.encode()
         return b"%b:%b" % (self._tag(partition, zlib.crc32(packed) % self.buckets), packed)
 
-    def rows(self, ids: Sequence[str], partitions: npt.NDArray[np.int32]) -> list[bytes]:
-        """Return the keys of many rows."""
-        encoded, slot = self._slots(ids, partitions)
-        tags = {number: self._tag(*divmod(number, self.buckets)) for number in np.unique(slot).tolist()}
-        return [b"%b:%b" % (tags[at], one) for at, one in zip(slot.tolist(), encoded, strict=True)]
+    def rows(self, ids: Sequence[str], partitions: npt.NDArray[np.int32], rows_max: int) -> list[Bulk]:
+        """Return the keys of many rows, at most `rows_max` together."""
+        keys, _ = self._bulk(ids, partitions)
+        return [_piece(keys.slice(start, rows_max)) for start in range(0, len(keys), rows_max)]
 
-    def _slots(self, ids: Sequence[str], partitions: npt.NDArray[np.int32]) -> tuple[list[bytes], Int64s]:
-        """Return the ids as bytes, and for each the number of its bucket among those of all partitions."""
+    def _bulk(self, ids: Sequence[str], partitions: npt.NDArray[np.int32]) -> tuple[pa.Array, Int64s]:
+        """Return the keys as arguments in the protocol, and the number of each one's bucket among all partitions'."""
         encoded = [identifier.encode() for identifier in ids]
         bucket = np.fromiter(map(zlib.crc32, encoded), np.int64, len(encoded)) % self.buckets
-        return encoded, partitions * np.int64(self.buckets) + bucket
+        slot = partitions * np.int64(self.buckets) + bucket
+        numbers, which = np.unique(slot, return_inverse=True)
+        heads = pa.array([self._tag(*divmod(number, self.buckets)) + b":" for number in numbers.tolist()], packed.BYTES)
+        keys = packed.joined(heads.take(pa.array(which)), pa.array(encoded, packed.BYTES))
+        return packed.bulk(keys), slot
 
     def id_of(self, key: bytes) -> bytes:
         """Return the id in the key of a row."""
@@ -99,18 +106,19 @@ class Keys:
         found = self._row.fullmatch(key)
         return (found[1], int(found[2]), found[3]) if found else None
 
-    def calls(self, ids: Sequence[str], partition: npt.NDArray[np.int32], rows_max: int) -> Iterator[Call]:
+    def calls(self, ids: Sequence[str], partitions: npt.NDArray[np.int32], rows_max: int) -> list[Call]:
         """Cut rows into calls of at most `rows_max`, each of one bucket."""
-        if not len(ids):
-            return
-        packed, slot = self._slots(ids, partition)
+        keys, slot = self._bulk(ids, partitions)
         order = np.argsort(slot, kind="stable").astype(np.int64)
-        for group in np.split(order, np.flatnonzero(np.diff(slot[order])) + 1):
-            for start in range(0, len(group), rows_max):
-                rows = group[start : start + rows_max]
-                owner, at = divmod(int(slot[rows[0]]), self.buckets)
-                tag = self._tag(owner, at)
-                yield Call(owner, [tag + b"!epoch", *[b"%b:%b" % (tag, packed[row]) for row in rows.tolist()]], rows)
+        keys, slot = keys.take(pa.array(order)), slot[order]
+        found: list[Call] = []
+        for group in np.split(np.arange(len(order)), np.flatnonzero(np.diff(slot)) + 1) if len(order) else ():
+            for first in range(int(group[0]), int(group[-1]) + 1, rows_max):
+                end = min(first + rows_max, int(group[-1]) + 1)
+                owner, bucket = divmod(int(slot[first]), self.buckets)
+                epoch = self._tag(owner, bucket) + b"!epoch"
+                found.append(Call(owner, epoch, _piece(keys.slice(first, end - first)), order[first:end]))
+        return found
 
     def calls_of(self, keys: Iterable[bytes]) -> Iterator[tuple[int, list[bytes]]]:
         """Group keys of rows by bucket: (partition, the epoch's key and theirs)."""
@@ -124,3 +132,7 @@ class Keys:
 
     def _tag(self, partition: int, bucket: int) -> bytes:
         return b"{%b:%d:%d}" % (self.prefix.encode(), partition, bucket)
+
+
+def _piece(keys: pa.Array) -> Bulk:
+    return Bulk(len(keys), packed.content(keys))

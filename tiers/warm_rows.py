@@ -5,18 +5,23 @@ Everything but `flat` runs on any thread.
 
 from __future__ import annotations
 
+import struct
 from collections.abc import AsyncIterator, Mapping, Sequence
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from tiers import packed, record
+from tiers.codec import ATTRIBUTES_AT
 from tiers.errors import TierCorrupt
-from tiers.record import Bools
+from tiers.record import Bools, Int64s
 from tiers.tier import NO_SLOT, Places
-from tiers.valkey import Packed
+from tiers.valkey import Bulk, Packed
 from tiers.warm_keys import Call, Keys
-from tiers.warm_scripts import STORE, STORE_ON
+from tiers.warm_scripts import EVICT, STORE, STORE_ON
+
+SIZES_OF = struct.Struct("<II")  # of a header: bytes of attributes and of payload
 
 
 async def flat(groups: AsyncIterator[list[Packed]]) -> AsyncIterator[Packed]:
@@ -32,12 +37,30 @@ def commands(unique: pa.RecordBatch, calls: Sequence[Call], epochs: Mapping[int,
     ends = np.cumsum([0, *(len(call.rows) for call in calls)])
     return [
         (STORE if first and not at else STORE_ON).command(
-            call.keys,
+            [call.epoch, call.keys],
             epochs[call.partition],
-            packed=(len(call.rows), packed.content(rows.slice(ends[at], len(call.rows)))),
+            Bulk(len(call.rows), packed.content(rows.slice(ends[at], len(call.rows)))),
         )
         for at, call in enumerate(calls)
     ]
+
+
+def evictions(calls: Sequence[Call], versions: Int64s, epochs: Mapping[int, int]) -> list[Packed]:
+    """Return calls that drop these rows where they have these versions."""
+    held = versions.astype("<i8")
+    return [EVICT.command([call.epoch, call.keys], epochs[call.partition], held[call.rows].tobytes()) for call in calls]
+
+
+def largest(rows: pa.RecordBatch) -> int:
+    """Return the most bytes that payload and texts of a row may have together."""
+    texts = [column for column in rows["attributes"].flatten() if pa.types.is_string(column.type)]
+    return sum(pc.max(pc.binary_length(column)).as_py() or 0 for column in (rows["payload"], *texts))
+
+
+def largest_of(heads: Sequence[bytes]) -> int:
+    """Return the same of rows by the replies of the script LIST."""
+    at = slice(ATTRIBUTES_AT, ATTRIBUTES_AT + 8)
+    return max((sum(SIZES_OF.unpack(head[at])) for head in heads if head), default=0)
 
 
 def gathered(values: list[bytes | None], places: Places, shape: pa.Schema) -> tuple[pa.RecordBatch, Bools]:

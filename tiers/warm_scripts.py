@@ -85,6 +85,16 @@ end
 return found
 """)
 
+#: KEYS: rows. Returns 8 bytes a row: how many its packed attributes and its payload have, two numbers of 32 bits.
+SIZES = Script(f"""#!lua flags=no-writes
+local found = {{}}
+for i = 1, #KEYS do
+  local size = redis.call('GETRANGE', KEYS[i], {ATTRIBUTES_AT}, {ATTRIBUTES_AT + 7})
+  found[i] = #size == 8 and size or string.rep('\\0', 8)
+end
+return table.concat(found)
+""")
+
 #: KEYS: epoch. ARGV: the epoch to set, the highest that may be there now.
 RAISE = Script("""#!lua flags=allow-oom
 local present = tonumber(redis.call('GET', KEYS[1]) or '0')
@@ -95,4 +105,4 @@ redis.call('SET', KEYS[1], ARGV[1])
 return ARGV[1]
 """)
 
-SCRIPTS = (STORE, STORE_ON, EVICT, RAISE, LIST)
+SCRIPTS = (STORE, STORE_ON, EVICT, RAISE, LIST, SIZES)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from benchmarks.chapter import Chapter, Figure, Result, Scenarios
 from benchmarks.plot import Bar, Group
@@ -56,6 +56,12 @@ def closing(result: Result) -> str:
     if one := result["scenarios"].get("pairs"):
         held = ", ".join(f"{tier} {one['bytes_a_record'][tier]:,}" for tier in ("hot", "warm", "cold", "glacier"))
         lines.append(f"Bytes a record, {one['raw_bytes']:,} as it is: {held}.")
+    if one := result["scenarios"].get("compaction"):
+        stored, written, left = (sizes_of(one[name]) for name in ("stored_mb", "written_mb", "left_mb"))
+        lines.append(
+            f"Compaction of one partition: {stored} became {written}; {left} wait for others\n"
+            f"({one['rows_s']:,} rows/s merged, {one['cpu_us_a_row']['node']:g} us a row of the node)."
+        )
     if one := result["scenarios"].get("sustained"):
         memory, lag = one["node_mb"], one["lag_ms"]
         lines.append(
@@ -63,6 +69,11 @@ def closing(result: Result) -> str:
             f"the node held {memory['first']:,} MB when the tiers had filled and {memory['last']:,} MB at the end."
         )
     return "\n".join(lines)
+
+
+def sizes_of(files_mb: Sequence[float]) -> str:
+    """Return how many files there are, and the smallest and largest size."""
+    return f"{len(files_mb)} files of {files_mb[0]:g} to {files_mb[-1]:g} MB" if files_mb else "no files"
 
 
 RATE, COST = "rows a second, the median of the chunks", "microseconds of processor time a row"

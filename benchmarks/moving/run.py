@@ -10,7 +10,7 @@ from typing import Any
 
 from benchmarks.moving.cpu import Meter
 from benchmarks.moving.rows import DIM
-from pipeline import MemoryManager
+from pipeline import MemoryManager, threads
 from pipeline.settings import load
 from pipeline.stack import Stack
 
@@ -28,12 +28,14 @@ class Size:
     sustained_s: float = 300.0
     settle_s: float = 90.0
     rate: int = 26_000
+    files: int = 64  # that one partition has in glacier before its compaction, of so many rows
+    file_rows: int = 10_000
     ids: int = 1_500_000  # of the sustained run: each comes again when it has long been in glacier
 
     @classmethod
     def quick(cls) -> Size:
         """Return what takes a minute and a half in all."""
-        return cls(rows=120_000, chunk=20_000, sustained_s=30.0, settle_s=15.0, rate=8_000, ids=120_000)
+        return cls(rows=120_000, chunk=20_000, files=20, sustained_s=30.0, settle_s=15.0, rate=8_000, ids=120_000)
 
 
 class Run:
@@ -45,7 +47,11 @@ class Run:
 
     @asynccontextmanager
     async def node(self, name: str, **given: Any) -> AsyncIterator[MemoryManager]:
-        """Open a node of its own of which nothing moves by itself, unless `given` settings say so ("__" for dots)."""
+        """Open a node of its own of which nothing moves by itself, unless `given` settings say so ("__" for dots).
+
+        In a process as `isotherm serve` has it.
+        """
+        threads.own()
         folder = self.folder / name
         settings: dict[str, Any] = {
             "data": str(folder),
@@ -65,4 +71,5 @@ class Run:
         }
         async with MemoryManager.open(load(None, {}, settings)) as memory:
             await memory.ready()
+            threads.opened()
             yield memory

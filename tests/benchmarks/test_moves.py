@@ -17,7 +17,7 @@ from benchmarks.report import show
 from pipeline.stack import Stack
 
 ROOT = Path(__file__).parent.parent.parent
-TINY = Size(rows=480, chunk=120, sustained_s=4.0, settle_s=1.0, rate=200, ids=500)
+TINY = Size(rows=480, chunk=120, files=16, file_rows=40, sustained_s=4.0, settle_s=1.0, rate=200, ids=500)
 
 
 async def test_every_scenario_runs_and_says_what_committed_results_say(stack: Stack) -> None:
@@ -33,6 +33,9 @@ async def test_every_scenario_runs_and_says_what_committed_results_say(stack: St
     ways = result["scenarios"]["pairs"]["ways"]
     assert {named(way) for way in WAYS} == set(ways)
     assert TINY.rows == ways["hot → warm"]["rows"] + ways["hot → cold"]["rows"] == ways["cold → glacier"]["rows"]
+    merging = result["scenarios"]["compaction"]
+    assert (16, 1, 0) == tuple(len(merging[name]) for name in ("stored_mb", "written_mb", "left_mb"))
+    assert "16 files of" in CHAPTER.closing(result)
     assert result["scenarios"]["sustained"]["samples"][-1]["ingested"] > 0
     assert CHAPTER.files(result).keys() >= CHAPTER.files(committed).keys() - {Path("docs/benchmarks/moves-flow.svg")}
     assert "bare DuckDB insert" in told.getvalue()

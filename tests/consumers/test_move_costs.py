@@ -189,19 +189,19 @@ async def opened(server: ValkeyServer, folder: Path, counting: Counting) -> Asyn
 #: "arrow bytes" are allocated by Arrow, for rows of 530 bytes: copies. A script's own commands count as Valkey's.
 LIMITS: dict[tuple[TierName, TierName], dict[str, tuple[float, float]]] = {
     (HOT, WARM): {
-        "python calls": (600, 0.2), "c calls": (9_500, 7.5), "arrow bytes": (3.8e6, 3_700),
+        "python calls": (600, 0.3), "c calls": (2_200, 2.0), "arrow bytes": (3.8e6, 3_700),
         "valkey commands": (20, 0.03), "duckdb statements": (0, 0), "fsyncs": (0, 0), "messages": (1, 0.001),
     },
     (WARM, COLD): {
-        "python calls": (600, 0.2), "c calls": (14_000, 11.5), "arrow bytes": (4.3e6, 4_300),
+        "python calls": (600, 0.2), "c calls": (4_600, 4.0), "arrow bytes": (4.6e6, 4_700),
         "valkey commands": (1_020, 1.01), "duckdb statements": (4, 0), "duckdb commits": (2, 0), "messages": (1, 0.001),
     },
     (COLD, GLACIER): {
-        "python calls": (600, 0.2), "c calls": (7_000, 4.5), "arrow bytes": (6.8e6, 6_000),
+        "python calls": (600, 0.2), "c calls": (600, 0.3), "arrow bytes": (6.8e6, 6_000),
         "duckdb statements": (4, 0), "duckdb commits": (1, 0), "fsyncs": (5, 0), "messages": (1, 0.001),
     },
     (HOT, COLD): {
-        "python calls": (600, 0.2), "c calls": (7_500, 5.5), "arrow bytes": (2.6e6, 2_600),
+        "python calls": (600, 0.2), "c calls": (600, 0.3), "arrow bytes": (2.6e6, 2_600),
         "duckdb statements": (4, 0), "duckdb commits": (1, 0), "fsyncs": (0, 0), "messages": (1, 0.001),
     },
 }  # fmt: skip

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from functools import partial
+from itertools import count
 from random import Random
 
+import numpy as np
 import pytest
 
 from tests.consumers.world import BELOW, P, World
+from tiers import steps
 from tiers.errors import LogUnavailable, OutcomeUnknown, TierFull, TierUnavailable
-from tiers.tier import NO_SLOT, Location, TierName
+from tiers.record import Int64s
+from tiers.tier import NO_SLOT, Location, Places, TierName
 
 pytestmark = pytest.mark.unit
 
@@ -16,6 +21,13 @@ HOT, WARM, COLD, GLACIER = TierName
 HOPS = [(HOT, WARM), (HOT, COLD), (HOT, GLACIER), (WARM, COLD), (WARM, GLACIER), (COLD, GLACIER)]
 WAYS = {HOT: [], WARM: [(HOT, WARM)], COLD: [(HOT, COLD)]}  # how a row comes to lie where a move begins
 hops = pytest.mark.parametrize(("source", "target"), HOPS, ids=[f"{s.word}-{t.word}" for s, t in HOPS])
+
+
+@pytest.fixture(autouse=True, params=[1, steps.STEP_ROWS], ids=["a row a step", "one step"])
+def step_rows(request, monkeypatch):
+    """Every test holds for a move of one step, and for one that lets others have their turn after each row."""
+    monkeypatch.setattr(steps, "STEP_ROWS", request.param)
+    monkeypatch.setattr(steps, "LOOKS", 1)
 
 
 def world_with(tier: TierName, *ids: str) -> World:
@@ -37,12 +49,13 @@ def steps_of(source: TierName, target: TierName) -> list[str]:
 
 
 def at_every_step(source: TierName, target: TierName):
-    """Yield (moment, world, move) with the move suspended there, for every moment of it."""
-    for step, moment in enumerate(steps_of(source, target)):
+    """Yield (moment, world, move) with the move suspended at or after it, for every suspension there is."""
+    for step in count():
         world = world_with(source, "a", "b", "-c")
         move = world.move(source, target, "a", "b", "c")
-        assert world.until(move, step)
-        yield moment, world, move
+        if not world.until(move, step):
+            return
+        yield world.trace[-1] if world.trace else "begun", world, move
 
 
 def settle(world: World, source: TierName, target: TierName) -> None:
@@ -102,7 +115,8 @@ def test_a_move_settles_the_watermark_only_when_the_row_is_durable():
     while world.until(move, 0):
         passed.append((world.trace[-1], world.marks[P].value))
 
-    assert [value for _, value in passed] == [0] * len(passed)
+    announced = [moment for moment, _ in passed].index("publish.answered")  # whether copies stay is looked at after it
+    assert {0} == {value for _, value in passed[: announced + 1]}
     assert 1 == world.marks[P].value
 
 
@@ -579,3 +593,25 @@ def test_a_random_life_keeps_the_rules(seed):
     world.below[GLACIER].file_slots = 1 << 30
     world.finish(world.mover.compact(P, 100))
     world.check()
+
+
+# -- bounds ----------------------------------------------------------------------------------------------------------
+
+
+@hops
+def test_a_move_of_more_bytes_than_it_may_have_goes_in_parts(source, target, monkeypatch):
+    """No more than `bytes_max` is stored together, and a row that alone has more goes alone."""
+    world = world_with(source, "a", "b", "c", "d")
+    world.mover._bytes_max = 250
+    sizes = {"a": 100, "b": 150, "c": 900, "d": 1}
+    monkeypatch.setattr(world.hot if source is HOT else world.below[source], "sizes", partial(sized, sizes))
+    before = len(world.publisher.changes())
+
+    assert 4 == world.finish(world.move(source, target, "a", "b", "c", "d"))
+    assert [["a", "b"], ["c"], ["d"]] == [change.ids for change in world.publisher.changes()[before:]]
+    world.quiet()
+
+
+async def sized(sizes: dict[str, int], places: Places) -> Int64s:
+    """Return the sizes of rows by id."""
+    return np.array([sizes[name] for name in places.ids], np.int64)

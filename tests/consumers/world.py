@@ -342,6 +342,7 @@ class World:
         self.check()
         rows = [row[0] for row in self.in_hot() if self._at_home(row)] + [name for _, name, _, _ in self.physical()]
         assert sorted(set(rows)) == sorted(rows), "an id lies in two places"
+        assert [] == self.index.queue._groups, "a move that has ended left its groups"
         assert 0 == len(self.index.queue), (
             f"left in the queue: {[k for n in set(rows) for k in self.index.queue.of(n)]}"
         )

@@ -17,10 +17,11 @@ import structlog
 from tests.simulation import plan
 from tests.simulation.checker import Violation
 from tests.simulation.world import World
-from tiers import index, segment
+from tiers import index, segment, steps
 
 PART = 50  # seeds that one process takes at a time
 SMALL = 8  # entries of a segment: so few that ids spread over several
+STEP = 2  # rows of a step of the loop: a move is several
 
 
 class Outcome(NamedTuple):
@@ -36,9 +37,10 @@ class Outcome(NamedTuple):
 @contextmanager
 def simulated():
     """Make the product small and silent meanwhile."""
-    former = segment.SEGMENT_ROWS
+    former, step, looks = segment.SEGMENT_ROWS, steps.STEP_ROWS, steps.LOOKS
     config = structlog.get_config()
     segment.SEGMENT_ROWS = index.SEGMENT_ROWS = SMALL
+    steps.STEP_ROWS, steps.LOOKS = STEP, 1
     structlog.configure(
         processors=[],
         wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL),
@@ -56,6 +58,7 @@ def simulated():
         gc.enable()
         gc.unfreeze()
         segment.SEGMENT_ROWS = index.SEGMENT_ROWS = former
+        steps.STEP_ROWS, steps.LOOKS = step, looks
         structlog.configure(**config)
 
 

@@ -321,6 +321,14 @@ class TierContract:
         assert 4 == len(asked) - there.sum()
         assert all(map(same, [one for one in got if one is not None], record.rows_of(found)))
 
+    async def test_sizes_tell_large_rows_from_small_ones(self, tier):
+        """What a row takes is known before it is read, well enough to bound what is read together."""
+        rows = [row("small", 1), replace(row("large", 1), payload=np.random.default_rng(1).bytes(100_000))]
+        small, large = (await tier.sizes(Places.of([places(await tier.store(batch(one)))[0] for one in rows]))).tolist()
+
+        assert small < 20_000
+        assert 100_000 <= large < 200_000
+
     async def test_get_of_another_id_at_this_place_is_nothing(self, tier):
         """A row is not handed out under another id, whatever its version and slot."""
         receipt = await tier.store(batch(row("a", 5)))

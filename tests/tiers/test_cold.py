@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 
 from tests.tiers.contract import PARTITIONS, TierContract
 from tests.tiers.rows import ATTRIBUTES, NOW_MS, SHAPE, batch, row, same
-from tiers import cold_table, record
+from tiers import cold_file, cold_table, record
 from tiers.cold import ColdMemory
 from tiers.cold_settings import ColdSettings
 from tiers.errors import InvalidRecord, OutcomeUnknown, ServiceMissing, SettingsError, TierCorrupt, TierFull
@@ -386,6 +386,22 @@ async def test_a_kill_right_after_store_loses_nothing(options: ColdSettings) -> 
             assert {name for name, version in acknowledged.items() if held.get(name, -1) < version} == set()
             rows = await cold.get([Location(name, version, 0, slot) for slot, name, version in found])
             assert all(one is not None and same(one, row(one.id, one.version)) for one in rows)
+
+
+async def test_a_checkpoint_writes_small_row_groups(options: ColdSettings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a checkpoint writes anew is what has changed, and little more; the file stays one that DuckDB 1.5 reads."""
+    monkeypatch.setattr(cold_file, "GROUP_ROWS", 2_048)
+    async with opened(options, index=Index.of(SHAPE)) as cold:
+        await cold.store(batch(*(row(f"ns/{n}", n) for n in range(5_000))))
+        assert await cold._writer.run(cold._rows._table.checkpoint)
+
+    with duckdb.connect(f"{options.path}/cold.duckdb", read_only=True) as file:
+        groups = file.execute("SELECT count(DISTINCT row_group_id) FROM pragma_storage_info('rows')").fetchone()
+        made_for = file.execute("SELECT tags['storage_version'] FROM duckdb_databases() WHERE NOT internal").fetchone()
+
+    assert (3,) == groups
+    assert made_for is not None
+    assert "v1.5.0" in made_for[0]
 
 
 async def test_the_new_wal_has_its_name_synced_before_the_receipt(

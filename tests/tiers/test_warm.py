@@ -15,7 +15,7 @@ from tiers import record
 from tiers.errors import Fenced, SettingsError, TierCorrupt
 from tiers.index import Index
 from tiers.record import Row
-from tiers.tier import Query, TierName
+from tiers.tier import Places, Query, TierName
 from tiers.warm import WarmMemory
 from tiers.warm_settings import WarmSettings
 
@@ -248,6 +248,21 @@ class TestRead:
         assert everything.filter(everything["deleted"])["id"].to_pylist() == ["ns/7"]
         assert {f"ns/{n}" for n in range(2_500)} | {"x}:y"} == set(everything["id"].to_pylist())
         assert everything.num_rows == 2_501
+
+    @pytest.mark.parametrize("listing", ["entries", "retrieve_all"])
+    async def test_a_listing_tells_that_rows_are_large(self, settings: WarmSettings, listing: str) -> None:
+        """After a restart too, how large rows are is known once they were listed: a move of them must be bounded."""
+        async with opened(settings) as tier:
+            await tier.store(batch(row("ns/small"), row("ns/large", 1, b"x" * 50_000)))
+        async with opened(settings, epoch=2) as tier:
+            async for _ in (
+                tier.entries(lambda _, versions: versions > 0) if listing == "entries" else tier.retrieve_all()
+            ):
+                pass
+            small, large = (await tier.sizes(Places.of([at("ns/small"), at("ns/large")]))).tolist()
+
+        assert small < 1_000
+        assert 50_000 < large < 51_000
 
     @pytest.mark.parametrize("known", [True, False])
     async def test_entries_are_all_rows(self, warm: WarmMemory, *, known: bool) -> None:
