@@ -32,16 +32,18 @@ from benchmarks.report import machine, promise, spread
 from benchmarks.searching.corpus import DIM
 from benchmarks.searching.node import fill, opened
 from benchmarks.serving.bare import Bare, served
-from pipeline import MemoryManager, Query
+from benchmarks.serving.spent import Clock, Spent, Watched
+from pipeline import Query
 from pipeline.questions import DEFAULT_FIELDS
 from pipeline.routes import Gateway
 from pipeline.serve import HttpService
 from pipeline.settings import load
 from pipeline.stack import Stack
 from tiers.record import Floats
-from tiers.tier import Result, TierName
+from tiers.tier import TierName
 
 CONNECTIONS, K = 32, 10
+PIPE_BYTES = 1 << 24  # a line of what was seen
 GRACE_S = 60.0  # beyond a load's seconds, for its process to start and end
 
 
@@ -69,18 +71,25 @@ class Run:
         self.port = int(http.address.rsplit(":", 1)[1])
 
     async def load(self, port: int, requests: list[str], connections: int, seconds: float) -> dict[str, Any]:
-        """Load a port from another process; returns what was seen, and the CPU seconds of this process."""
+        """Load a port from another process; returns what was seen, and the CPU of this process and thread meanwhile."""
         plan = {"requests": requests, "connections": connections, "seconds": seconds}
         process = await asyncio.create_subprocess_exec(
             sys.executable, "-m", "benchmarks.serving.load", "127.0.0.1", str(port),
-            stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
+            stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, limit=PIPE_BYTES,
         )  # fmt: skip
-        began = time.process_time()
+        assert process.stdin is not None, "it was asked for"
+        assert process.stdout is not None, "it was asked for"
         async with asyncio.timeout(seconds + GRACE_S):
-            told, _ = await process.communicate(json.dumps(plan).encode())
-        cpu_s, seen = time.process_time() - began, json.loads(told)
+            process.stdin.write(json.dumps(plan).encode() + b"\n")
+            assert json.loads(await process.stdout.readline()) == "ready"
+            clock, began = Clock(), time.process_time()
+            process.stdin.write(b'"go"\n')
+            assert json.loads(await process.stdout.readline()) == "done"
+            cpu_s, spent = time.process_time() - began, clock.spent()
+            seen = json.loads(await process.stdout.readline())
+            await process.wait()
         assert not seen["failed"], seen["failed"]
-        return {**seen, "cpu_us": round(cpu_s / seen["answers"] * 1e6, 2)}
+        return {**seen, "cpu_us": round(cpu_s / seen["answers"] * 1e6, 2), "spent": spent}
 
 
 async def by_id(run: Run) -> dict[str, Any]:
@@ -125,27 +134,35 @@ async def search(run: Run) -> dict[str, Any]:
     """POST /v1/search with `vector_b64`, one connection: CPU of the loop's thread, and how much of it was the search.
 
     Both are of the same requests, less what the node takes in the same time with nobody asking. The same searches made
-    in process, one after the other, are cheaper: what they read stays in the processor's caches. They are shown beside.
+    in process, one after the other, are cheaper: what they read stays in the processor's caches. They are shown beside,
+    and so is a bare reply of the same bytes that waits as long as a search takes: what others do meanwhile on the same
+    cores makes all that comes after it dearer.
     """
     vectors = run.vectors[: run.size.searches]
     posts = [_post(vector) for vector in vectors]
     idle: list[float] = []  # share of the time
-    turns: dict[str, list[tuple[Spent, int]]] = {"over_http": [], "of_that_search": [], "in_process": []}
+    sides = ("over_http", "of_that_search", "in_process", "bare_that_waits")
+    turns: dict[str, list[tuple[Spent, int]]] = {side: [] for side in sides}
+    headers, body = await _answered(run, posts[0])
     ms: list[float] = []
     for _ in range(run.size.turns):
         clock = Clock()
         await asyncio.sleep(run.size.seconds)
         spent = clock.spent()
         idle.append(spent.cpu_s / spent.wall_s)
-        run.memory.spent, clock = Spent(), Clock()
+        run.memory.spent = Spent()
         seen = await run.load(run.port, posts, 1, run.size.seconds)
-        turns["over_http"].append((clock.spent(), seen["answers"]))
+        turns["over_http"].append((seen["spent"], seen["answers"]))
         turns["of_that_search"].append((run.memory.spent, seen["answers"]))
         ms += seen["samples_ms"]
         run.memory.spent = Spent()
         for vector in vectors:
             await run.memory.retrieve(Query(vector=vector, k=K, include=frozenset(DEFAULT_FIELDS)))
         turns["in_process"].append((run.memory.spent, len(vectors)))
+        bare = Bare(headers, body, run.memory.spent.wall_s / len(vectors))
+        async with served(bare, run.memory.node.settings.gateway) as port:
+            seen = await run.load(port, posts, 1, run.size.seconds)
+            turns["bare_that_waits"].append((seen["spent"], seen["answers"]))
     share = float(np.median(idle))
     cpu_us = {name: [spent.beyond(share) / asked * 1e6 for spent, asked in side] for name, side in turns.items()}
     beyond = float(np.median(np.subtract(cpu_us["over_http"], cpu_us["of_that_search"])))
@@ -154,46 +171,6 @@ async def search(run: Run) -> dict[str, Any]:
         "over_http": spread(ms),
         "promises": [promise("POST /v1/search, CPU beyond the search", beyond, "<=", 200, "us")],
     }
-
-
-@dataclass(frozen=True)
-class Spent:
-    """Time, and how much of it this thread ran."""
-
-    wall_s: float = 0.0
-    cpu_s: float = 0.0
-
-    def plus(self, other: Spent) -> Spent:
-        """Return both."""
-        return Spent(self.wall_s + other.wall_s, self.cpu_s + other.cpu_s)
-
-    def beyond(self, share: float) -> float:
-        """Return the CPU seconds without what the node takes anyway, as a share of the time."""
-        return self.cpu_s - share * self.wall_s
-
-
-class Clock:
-    """Begins now."""
-
-    def __init__(self) -> None:
-        self._wall, self._cpu = time.perf_counter(), time.thread_time()
-
-    def spent(self) -> Spent:
-        """Return the time since."""
-        return Spent(time.perf_counter() - self._wall, time.thread_time() - self._cpu)
-
-
-class Watched(MemoryManager):
-    """A memory that says how long its searches took of the loop's thread, other work that came in between included."""
-
-    spent = Spent()
-
-    async def retrieve(self, query: Query) -> Result:
-        """Time it."""
-        clock = Clock()
-        result = await super().retrieve(query)
-        self.spent = self.spent.plus(clock.spent())
-        return result
 
 
 def _post(vector: Floats) -> str:
