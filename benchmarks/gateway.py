@@ -1,4 +1,4 @@
-"""What the gateway adds: reads by id against a bare reply, and searches against the same search in process.
+"""What the gateway adds: to a reply that only replies, reads by id; to the search itself, a search over HTTP.
 
     python -m benchmarks.gateway --out benchmarks/results/gateway-full.json
     python -m benchmarks.gateway --quick --json                               # the same JSON, in twenty seconds
@@ -32,7 +32,9 @@ from benchmarks.report import machine, promise, spread
 from benchmarks.searching.corpus import DIM
 from benchmarks.searching.node import fill, opened
 from benchmarks.serving.bare import Bare, served
-from pipeline import MemoryManager, Query
+from benchmarks.serving.spent import Clock, Spent, Watched
+from pipeline import Query
+from pipeline.questions import DEFAULT_FIELDS
 from pipeline.routes import Gateway
 from pipeline.serve import HttpService
 from pipeline.settings import load
@@ -41,6 +43,7 @@ from tiers.record import Floats
 from tiers.tier import TierName
 
 CONNECTIONS, K = 32, 10
+PIPE_BYTES = 1 << 24  # a line of what was seen
 GRACE_S = 60.0  # beyond a load's seconds, for its process to start and end
 
 
@@ -63,23 +66,30 @@ class Size:
 class Run:
     """A node that serves, and what is asked of it."""
 
-    def __init__(self, size: Size, memory: MemoryManager, http: HttpService, vectors: Floats) -> None:
+    def __init__(self, size: Size, memory: Watched, http: HttpService, vectors: Floats) -> None:
         self.size, self.memory, self.http, self.vectors = size, memory, http, vectors
         self.port = int(http.address.rsplit(":", 1)[1])
 
     async def load(self, port: int, requests: list[str], connections: int, seconds: float) -> dict[str, Any]:
-        """Load a port from another process; returns what was seen, and the CPU seconds of this process."""
+        """Load a port from another process; returns what was seen, and the CPU of this process and thread meanwhile."""
         plan = {"requests": requests, "connections": connections, "seconds": seconds}
         process = await asyncio.create_subprocess_exec(
             sys.executable, "-m", "benchmarks.serving.load", "127.0.0.1", str(port),
-            stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
+            stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, limit=PIPE_BYTES,
         )  # fmt: skip
-        began = time.process_time()
+        assert process.stdin is not None, "it was asked for"
+        assert process.stdout is not None, "it was asked for"
         async with asyncio.timeout(seconds + GRACE_S):
-            told, _ = await process.communicate(json.dumps(plan).encode())
-        cpu_s, seen = time.process_time() - began, json.loads(told)
+            process.stdin.write(json.dumps(plan).encode() + b"\n")
+            assert json.loads(await process.stdout.readline()) == "ready"
+            clock, began = Clock(), time.process_time()
+            process.stdin.write(b'"go"\n')
+            assert json.loads(await process.stdout.readline()) == "done"
+            cpu_s, spent = time.process_time() - began, clock.spent()
+            seen = json.loads(await process.stdout.readline())
+            await process.wait()
         assert not seen["failed"], seen["failed"]
-        return {**seen, "cpu_us": round(cpu_s / seen["answers"] * 1e6, 2)}
+        return {**seen, "cpu_us": round(cpu_s / seen["answers"] * 1e6, 2), "spent": spent}
 
 
 async def by_id(run: Run) -> dict[str, Any]:
@@ -121,44 +131,46 @@ def _side(turns: list[dict[str, Any]], rate: float) -> dict[str, Any]:
 
 
 async def search(run: Run) -> dict[str, Any]:
-    """POST /v1/search with `vector_b64`, one connection, in turns with the same searches in process.
+    """POST /v1/search with `vector_b64`, one connection: CPU of the loop's thread, and how much of it was the search.
 
-    CPU is that of the loop's thread, less what the node takes of it in the same time with nobody asking.
+    Both are of the same requests, less what the node takes in the same time with nobody asking. The same searches made
+    in process, one after the other, are cheaper: what they read stays in the processor's caches. They are shown beside,
+    and so is a bare reply of the same bytes that waits as long as a search takes: what others do meanwhile on the same
+    cores makes all that comes after it dearer.
     """
     vectors = run.vectors[: run.size.searches]
     posts = [_post(vector) for vector in vectors]
-    ours: list[float] = []
-    theirs: list[float] = []
+    idle: list[float] = []  # share of the time
+    sides = ("over_http", "of_that_search", "in_process", "bare_that_waits")
+    turns: dict[str, list[tuple[Spent, int]]] = {side: [] for side in sides}
+    headers, body = await _answered(run, posts[0])
     ms: list[float] = []
     for _ in range(run.size.turns):
-        idle = Busy()
+        clock = Clock()
         await asyncio.sleep(run.size.seconds)
-        share, busy = idle.since(0.0), Busy()
+        spent = clock.spent()
+        idle.append(spent.cpu_s / spent.wall_s)
+        run.memory.spent = Spent()
         seen = await run.load(run.port, posts, 1, run.size.seconds)
-        ours.append(busy.since(share) * busy.wall_s / seen["answers"] * 1e6)
+        turns["over_http"].append((seen["spent"], seen["answers"]))
+        turns["of_that_search"].append((run.memory.spent, seen["answers"]))
         ms += seen["samples_ms"]
-        busy = Busy()
+        run.memory.spent = Spent()
         for vector in vectors:
-            await run.memory.retrieve(Query(vector=vector, k=K))
-        theirs.append(busy.since(share) * busy.wall_s / len(vectors) * 1e6)
-    beyond = float(np.median(ours) - np.median(theirs))
+            await run.memory.retrieve(Query(vector=vector, k=K, include=frozenset(DEFAULT_FIELDS)))
+        turns["in_process"].append((run.memory.spent, len(vectors)))
+        bare = Bare(headers, body, run.memory.spent.wall_s / len(vectors))
+        async with served(bare, run.memory.node.settings.gateway) as port:
+            seen = await run.load(port, posts, 1, run.size.seconds)
+            turns["bare_that_waits"].append((seen["spent"], seen["answers"]))
+    share = float(np.median(idle))
+    cpu_us = {name: [spent.beyond(share) / asked * 1e6 for spent, asked in side] for name, side in turns.items()}
+    beyond = float(np.median(np.subtract(cpu_us["over_http"], cpu_us["of_that_search"])))
     return {
-        "loop_cpu_us": {"over_http": [round(one, 1) for one in ours], "in_process": [round(one, 1) for one in theirs]},
+        "loop_cpu_us": {name: [round(one, 1) for one in side] for name, side in cpu_us.items()},
         "over_http": spread(ms),
         "promises": [promise("POST /v1/search, CPU beyond the search", beyond, "<=", 200, "us")],
     }
-
-
-class Busy:
-    """How busy this thread is from now on."""
-
-    def __init__(self) -> None:
-        self._wall, self._cpu, self.wall_s = time.perf_counter(), time.thread_time(), 0.0
-
-    def since(self, idle: float) -> float:
-        """Return the share of the time that it ran, beyond `idle`; `wall_s` is the time then."""
-        self.wall_s = time.perf_counter() - self._wall
-        return (time.thread_time() - self._cpu) / self.wall_s - idle
 
 
 def _post(vector: Floats) -> str:
@@ -187,10 +199,11 @@ async def measure(
             http = HttpService(load(None, {}, {"data": scratch, "gateway.port": 0}))
             folder = Path(scratch) / "gateway" / "node"
             memory = await stack.enter_async_context(opened(servers, folder, (http,), hot__capacity_rows=65_536))
-            http.gateway = Gateway(memory)
+            watched = Watched(memory.node)
+            http.gateway = Gateway(watched)
             http.listen()
             await fill(memory, vectors, 0, size.rows, TierName.HOT)
-            await command.perform(result, Run(size, memory, http, vectors), SCENARIOS, names, say, keep)
+            await command.perform(result, Run(size, watched, http, vectors), SCENARIOS, names, say, keep)
     return result
 
 

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
 import msgspec
 import numpy as np
 import pyarrow as pa
-from starlette.requests import Request
 from starlette.responses import Response
+from starlette.types import Scope
 
 from pipeline.questions import FIELDS
 from tiers import record
 from tiers.errors import InvalidRecord
 from tiers.record import Row
-from tiers.tier import Hit, Result
+from tiers.tier import Hit, Result, TierName
 
 ARROW = "application/vnd.apache.arrow.stream"
 JSON = "application/json"
@@ -28,12 +28,13 @@ FLOAT_BYTES = 22  # of a float as JSON, at most, and a comma
 _encode = msgspec.json.Encoder().encode
 
 
-def wants_arrow(request: Request) -> bool:
+def wants_arrow(scope: Scope) -> bool:
     """Say whether the client accepts Arrow streams; JSON is the answer to everything else."""
-    accepted = request.headers.get("accept", "")
-    return "arrow" in accepted.lower() and any(
-        kind.partition(";")[0].strip().lower() == ARROW for kind in accepted.split(",")
-    )
+    for name, value in scope["headers"]:
+        if name == b"accept":
+            kinds = value.decode("latin-1").lower().split(",")
+            return any(kind.partition(";")[0].strip() == ARROW for kind in kinds)
+    return False
 
 
 def check_include(include: Iterable[str]) -> frozenset[str]:
@@ -77,9 +78,11 @@ class Allowance:
     def take(self, hits: Sequence[Hit], include: Iterable[str]) -> int:
         """Return how many hits are shown whole; those after them are shown without their fields."""
         fields = frozenset(include)
+        if not fields:
+            return len(hits)
         for at, hit in enumerate(hits):
             self._left -= _carried(hit.row, fields)
-            if self._left < 0 and fields:
+            if self._left < 0:
                 self._left = -1
                 return at
         return len(hits)
@@ -93,27 +96,30 @@ def _carried(row: Row, fields: frozenset[str]) -> int:
     if "vector" in fields and row.vector is not None:
         size += row.vector.size * FLOAT_BYTES
     if "attributes" in fields:
-        size += sum(FLOAT_BYTES + (6 * len(each) if isinstance(each, str) else 0) for each in row.attributes.values())
+        for each in row.attributes.values():
+            size += FLOAT_BYTES + (6 * len(each) if isinstance(each, str) else 0)
     return size
 
 
-def listed(hits: Sequence[Hit], include: Iterable[str], whole: int) -> list[dict[str, Any]]:
+def listed(hits: Sequence[Hit], include: Container[str], whole: int) -> list[dict[str, Any]]:
     """Return hits as the API shows them, those from `whole` on without their fields."""
     bare = [shown(hit, ()) | {"truncated": True} for hit in hits[whole:]]
-    return [shown(hit, include) for hit in hits[:whole]] + bare
+    return [shown_row(hit.row, hit.tier, include, hit.score) for hit in hits[:whole]] + bare
 
 
-def shown(hit: Hit, include: Iterable[str]) -> dict[str, Any]:
+def shown(hit: Hit, include: Container[str]) -> dict[str, Any]:
     """Return a hit as the API shows it."""
-    row = hit.row
-    out: dict[str, Any] = {"id": row.id, "tier": hit.tier.word, **_fields(row, include)}
-    if hit.score is not None:
-        out["score"] = hit.score
-    return out
+    return shown_row(hit.row, hit.tier, include, hit.score)
 
 
-def _fields(row: Row, include: Iterable[str]) -> dict[str, Any]:
-    out: dict[str, Any] = {"version": record.version_text(row.version), "event_time": _time(row.event_time)}
+def shown_row(row: Row, tier: TierName, include: Container[str], score: float | None = None) -> dict[str, Any]:
+    """Return a record as the API shows it."""
+    out: dict[str, Any] = {
+        "id": row.id,
+        "tier": tier.word,
+        "version": record.version_text(row.version),
+        "event_time": _time(row.event_time),
+    }
     if row.expires_at is not None:
         out["expires_at"] = _time(row.expires_at)
     if "attributes" in include:
@@ -122,6 +128,8 @@ def _fields(row: Row, include: Iterable[str]) -> dict[str, Any]:
         out["payload"] = payload_of(row)
     if "vector" in include and row.vector is not None:
         out["vector"] = row.vector.tolist()
+    if score is not None:
+        out["score"] = score
     return out
 
 
@@ -140,7 +148,7 @@ def _time(milliseconds: int) -> str:
     return str(np.datetime64(milliseconds, "ms")) + "Z"
 
 
-def lines(hits: Iterable[Hit], include: Iterable[str]) -> bytes:
+def lines(hits: Iterable[Hit], include: Container[str]) -> bytes:
     """Return hits as NDJSON."""
     return b"".join(_encode(shown(hit, include)) + b"\n" for hit in hits)
 

@@ -7,9 +7,10 @@ what a principal may see is ANDed into every query by `narrowed`, and `check_wri
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import NamedTuple
 
+import msgspec
 from starlette.requests import HTTPConnection
 from starlette.types import Scope
 
@@ -76,7 +77,7 @@ def narrowed(query: Query, principal: Principal) -> Query:
     if principal.namespaces is None:
         return query
     asked = principal.namespaces if query.namespaces is None else query.namespaces & principal.namespaces
-    return replace(query, namespaces=asked)
+    return msgspec.structs.replace(query, namespaces=asked)
 
 
 def check_write(principal: Principal, ids: Iterable[str]) -> None:

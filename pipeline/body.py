@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 
+from pipeline.bounds import DIRECT
 from pipeline.problems import TooLarge, TooSlow, Unsupported
 from producers.events import ARROW_TYPE, JSON_TYPE, MSGPACK_TYPE
 from tiers.errors import InvalidRecord
@@ -20,26 +21,39 @@ _KINDS |= {"": JSON_TYPE, FORM_TYPE: JSON_TYPE, "application/ndjson": NDJSON_TYP
 
 async def read_body(request: Request, limit: int, limit_s: float) -> bytes:
     """Return the body; TooLarge past `limit` bytes, TooSlow past `limit_s`; `edge` refuses an encoded one."""
-    if int(request.headers.get("content-length", 0)) > limit:  # the server has seen to it that it is a number
-        raise TooLarge("body", f"a body has at most {limit} bytes")
+    for name, value in request.scope["headers"]:
+        if name == b"content-length":
+            _check_size(int(value), limit)  # the server has seen to it that it is a number
+    direct = request.scope.get("extensions", {}).get(DIRECT)
+    body: bytes | None = direct.body() if direct is not None else None
+    if body is not None:
+        _check_size(len(body), limit)
+        return body
     try:
         async with asyncio.timeout(limit_s):
             return await _read(request, limit)
     except TimeoutError as error:
         raise TooSlow("body", f"a body takes at most {limit_s:g} s") from error
-    except ClientDisconnect as error:
-        raise InvalidRecord("body", "the connection ended before the body did; nothing was taken") from error
 
 
 async def _read(request: Request, limit: int) -> bytes:
     parts: list[bytes] = []
     size = 0
-    async for part in request.stream():
+    more = True
+    while more:
+        message = await request.receive()
+        if message["type"] == "http.disconnect":
+            raise InvalidRecord("body", "the connection ended before the body did; nothing was taken")
+        part, more = message.get("body", b""), message.get("more_body", False)
         size += len(part)
-        if size > limit:
-            raise TooLarge("body", f"a body has at most {limit} bytes")
+        _check_size(size, limit)
         parts.append(part)
     return b"".join(parts)
+
+
+def _check_size(size: int, limit: int) -> None:
+    if size > limit:
+        raise TooLarge("body", f"a body has at most {limit} bytes")
 
 
 def media_type(request: Request) -> str:

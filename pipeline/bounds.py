@@ -10,15 +10,21 @@ import asyncio
 import socket
 import struct
 from asyncio.events import TimerHandle
+from collections.abc import Callable
 from typing import Any, ClassVar
 
+from starlette.responses import Response
+from uvicorn._types import ASGI3Application
 from uvicorn.protocols.http.flow_control import FlowControl
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from pipeline.problems import MEDIA_TYPE, PROBLEMS, encoded
 from pipeline.settings import GatewaySettings
 
+AtOnce = Callable[[Any], Response | None]  # given the scope
+
 LINGER_S = 1.0  # a refused client gets so long to stop sending and read why
+DIRECT = "isotherm.direct"  # there too: a `Direct`
 ABORT = "isotherm.abort"  # in the scope's extensions: ends the connection at once, unsent bytes and all
 
 
@@ -30,10 +36,31 @@ class _TooMuch(Exception):
         self.kind = kind
 
 
+class Direct:
+    """What is faster than by ASGI's messages for a request: all of its body, all of its answer."""
+
+    __slots__ = ("_cycle", "_protocol")
+
+    def __init__(self, protocol: BoundedProtocol, cycle: RequestResponseCycle) -> None:
+        self._protocol, self._cycle = protocol, cycle
+
+    def body(self) -> bytes | None:
+        """Return the body if all of it has come; to be asked once."""
+        return None if self._cycle.more_body or self._cycle.disconnected else bytes(self._cycle.body)
+
+    def reply(self, answer: Response) -> bool:
+        """Write an answer, unless what was written before it waits to be read; returns whether it did."""
+        if self._protocol.flow.write_paused:
+            return False
+        self._protocol.write(self._cycle, answer)
+        return True
+
+
 class BoundedProtocol(HttpToolsProtocol):
     """uvicorn's protocol with bounds. Make a class for a gateway with `bounded`."""
 
     limits: ClassVar[GatewaySettings]
+    at_once: AtOnce
 
     def __init__(self, *args: Any, **more: Any) -> None:
         super().__init__(*args, **more)
@@ -42,6 +69,7 @@ class BoundedProtocol(HttpToolsProtocol):
         self._refusal: _TooMuch | None = None
         self._refused = False
         self._head_timer: TimerHandle | None = None
+        self._arrived = False  # bytes have come in this loop step, and no request of them was answered at once
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Take the connection, or refuse it where there are enough."""
@@ -64,11 +92,15 @@ class BoundedProtocol(HttpToolsProtocol):
             return
         if self._in_head:
             self._head_bytes += len(data)
-            if self._head_timer is None:
-                self._await_head()
+        self._arrived = True
         super().data_received(data)
-        if self._in_head and self._refusal is None and self._head_bytes > self._head_bytes_max:
+        self._arrived = False
+        if not self._in_head or not self._head_bytes or self._refusal is not None:
+            return
+        if self._head_bytes > self._head_bytes_max:
             self._refuse("headers-too-large", f"path and headers have at most {self._head_bytes_max} bytes together")
+        elif self._head_timer is None:  # most heads come in one piece
+            self._await_head()
 
     def send_400_response(self, msg: str) -> None:
         """Refuse what the parser gave up on: our own bounds, or what is no HTTP."""
@@ -111,6 +143,42 @@ class BoundedProtocol(HttpToolsProtocol):
         """End the request: what follows is the next head."""
         self._in_head, self._head_bytes = True, 0
         super().on_message_complete()
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
+        """Answer at once what can be, without a task and with one write; one request of those that came together.
+
+        The others of a pipeline take turns with everyone else's, and so does who does not read the answers.
+        """
+        answer = None
+        if self._arrived and not self.flow.write_paused:
+            self._arrived = False
+            answer = self.at_once(cycle.scope)
+        if answer is None:
+            cycle.scope["extensions"][DIRECT] = Direct(self, cycle)  # type: ignore[assignment]
+            super()._start_asgi_task(cycle, app)
+        else:  # once all that came in this loop step is read: one answer alone wakes its reader alone, which costs more
+            self.loop.call_soon(self.write, cycle, answer)
+
+    def write(self, cycle: RequestResponseCycle, answer: Response) -> None:
+        """Write a whole answer in one piece; what the cycle's `send` does with two messages."""
+        if cycle.disconnected:
+            return
+        parts = [STATUS_LINE[answer.status_code]]
+        named = False
+        for name, value in (*cycle.default_headers, *answer.raw_headers):
+            parts += (name, b": ", value, b"\r\n")
+            named = named or name == b"connection"  # no answer of ours says anything there but "close"
+        if not (named or cycle.keep_alive):
+            parts.append(b"connection: close\r\n")
+        cycle.keep_alive = cycle.keep_alive and not named
+        parts += (b"\r\n", bytes(answer.body))
+        self.transport.write(b"".join(parts))
+        cycle.response_started = cycle.response_complete = True
+        cycle.message_event.set()
+        if not cycle.keep_alive:
+            self.transport.close()
+        cycle.on_response, done = _nothing, cycle.on_response  # as uvicorn does: no cycle of references is left
+        done()
 
     def abort(self) -> None:
         """End the connection at once; the kernel does not keep what was not taken either."""
@@ -163,6 +231,10 @@ class BoundedProtocol(HttpToolsProtocol):
             self._head_timer = None
 
 
-def bounded(settings: GatewaySettings) -> type[BoundedProtocol]:
-    """Return the protocol class for these settings."""
-    return type("Bounded", (BoundedProtocol,), {"limits": settings})
+def _nothing() -> None:
+    """Do nothing."""
+
+
+def bounded(settings: GatewaySettings, at_once: AtOnce = lambda _: None) -> type[BoundedProtocol]:
+    """Return the protocol class for these settings; `at_once` answers what needs no task (`Edge.at_once`)."""
+    return type("Bounded", (BoundedProtocol,), {"limits": settings, "at_once": staticmethod(at_once)})

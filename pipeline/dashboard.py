@@ -13,9 +13,9 @@ from pathlib import PurePosixPath
 from starlette.requests import Request
 from starlette.responses import Response
 
-from pipeline.edge import Handler
 from pipeline.held import Held
 from pipeline.operation import HTML_TYPE, SCRIPT_TYPE, STYLE_TYPE, SVG_TYPE, TEXT_TYPE
+from pipeline.paths import Handler
 from pipeline.problems import problem
 
 #: Scripts and styles are files of ours, none is inline, and no string ever becomes markup or code (Trusted Types).

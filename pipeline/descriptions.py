@@ -5,9 +5,9 @@ from __future__ import annotations
 import msgspec
 
 from pipeline import openapi, reference
-from pipeline.edge import Handler
 from pipeline.held import Held
 from pipeline.operation import HTML_TYPE
+from pipeline.paths import Handler
 from pipeline.settings import Settings
 from producers import asyncapi
 from producers.events import JSON_TYPE

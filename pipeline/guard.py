@@ -4,27 +4,24 @@
                               Origin, if any, that is the same (no page of another site). Then everything is allowed.
     keys                      a valid one, or 401; its scope and namespaces enough, or 403; within its limits, or 429
 
-It wraps the ASGI application of each route, so that a request under way counts until its answer has been sent, and an
-answer that streams ends when its key does. Bodies are not read before a request was let in.
+A request under way counts until its answer has been sent (`leave`), and an answer that streams ends when its key does
+(`still`). Bodies are not read before a request was let in.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from ipaddress import ip_address
 from urllib.parse import urlsplit
 
 import structlog
 from starlette.responses import Response
-from starlette.routing import BaseRoute, Mount, Route
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import Scope
 
-from pipeline.auth import NEEDS, OPEN, PRINCIPAL, TRUSTED, Need, Principal
-from pipeline.ending import until_ended
+from pipeline.auth import NEEDS, OPEN, TRUSTED, Need, Principal
 from pipeline.key_file import KeyFiles
-from pipeline.keyring import Grant, Keyring, KeysUnreadable
+from pipeline.keyring import Grant, Keyring, KeysUnreadable, Refusal
 from pipeline.keys import KEYS_MAX, Limits
 from pipeline.limits import Buckets
 from pipeline.problems import problem
@@ -67,7 +64,7 @@ def check_exposed(settings: Settings) -> None:
 
 
 class Guard:
-    """Lets requests in; `wrap` puts it before routes. SettingsError for a route that NEEDS does not name."""
+    """Lets requests in: `enter` before each, `leave` when it has been answered."""
 
     def __init__(self, settings: GatewaySettings, ring: Keyring) -> None:
         self._ring, self._refused_per_s = ring, settings.refused_per_s
@@ -76,19 +73,31 @@ class Guard:
         self._buckets, self._refused = Buckets(KEYS_MAX), Buckets(PEERS_MAX)
         self._under_way: dict[str, int] = {}
 
-    def wrap(self, routes: Iterable[Route | Mount]) -> None:
-        """Guard each of these routes by what NEEDS says of its path and methods."""
-        for route in routes:
-            needs = {}
-            for method in methods_of(route):
-                need = self._needs.get(("GET" if method == "HEAD" else method, route.path))
-                if need is None:
-                    raise SettingsError(f"{method} {route.path} says in pipeline/auth.py, NEEDS, no scope")
-                needs[method] = need
-            route.app = _Guarded(self, route.app, needs)
+    def need(self, method: str, path: str) -> Need:
+        """Return what a route demands; SettingsError for one that NEEDS does not name."""
+        need = self._needs.get((method, path))
+        if need is None:
+            raise SettingsError(f"{method} {path} says in pipeline/auth.py, NEEDS, no scope")
+        return need
 
-    def admit(self, scope: Scope, need: Need) -> Grant | Principal | Response:
-        """Return the grant of the request's key, the trusted principal where there are no keys, or the refusal."""
+    def enter(self, scope: Scope, need: Need) -> Grant | Principal | Response | None:
+        """Return the grant of the request's key, which counts until `leave`, or who needs no key, or the refusal.
+
+        None: the route is open, and who asks does not matter.
+        """
+        found = self.look(scope, need)
+        return self._refuse(scope, found.reason) if isinstance(found, Refusal) else found
+
+    def look(self, scope: Scope, need: Need) -> Grant | Principal | Response | Refusal | None:
+        """Return what `enter` does, but for a bad key only why it is bad: nobody is told, and it does not count."""
+        if need.scope is None:
+            return None
+        found = self._admit(scope, need)
+        if isinstance(found, Grant):
+            return self._begin(found, self.now_s()) or found
+        return found
+
+    def _admit(self, scope: Scope, need: Need) -> Grant | Principal | Response | Refusal:
         try:
             self._ring.check()
         except KeysUnreadable as error:
@@ -102,14 +111,10 @@ class Guard:
         if len(given) > 1 or kind.lower() != "bearer":
             return _unknown("send exactly one key, as `Authorization: Bearer iso_…`")
         found = self._ring.find(text.strip())
-        if not isinstance(found, Grant):
-            return self._refuse(scope, found.reason)
-        if (refusal := _forbidden(found.principal, need)) is not None:
-            return refusal
-        return found
+        return found if isinstance(found, Refusal) else _forbidden(found.principal, need) or found
 
-    def begin(self, grant: Grant, now_s: float) -> Response | None:
-        """Count a request that begins, unless the key has too many; `end` it then."""
+    def _begin(self, grant: Grant, now_s: float) -> Response | None:
+        """Count a request that begins, unless the key has too many."""
         limits, name = grant.limits, grant.key.id
         under_way = self._under_way.get(name, 0)
         if limits.concurrent and under_way >= limits.concurrent:
@@ -121,7 +126,7 @@ class Guard:
         self._under_way[name] = under_way + 1
         return None
 
-    def end(self, grant: Grant) -> None:
+    def leave(self, grant: Grant) -> None:
         """Count a request that has ended."""
         left = self._under_way[grant.key.id] - 1
         if left:
@@ -138,7 +143,7 @@ class Guard:
         return self._ring.monotonic_s()
 
     def _is_ours(self, scope: Scope) -> bool:
-        return _own(self._hosts, tuple(header for header in scope["headers"] if header[0] in (b"host", b"origin")))
+        return _own(self._hosts, tuple([header for header in scope["headers"] if header[0] in (b"host", b"origin")]))
 
     def _refuse(self, scope: Scope, reason: str) -> Response:
         """Answer a bad key; an address that goes on with bad keys is told to wait, and no longer logged."""
@@ -148,41 +153,6 @@ class Guard:
             return _too_many("too many keys that are not valid came from this address", wait_s)
         log.warning("key.refused", peer=peer, reason=reason)
         return _unknown(reason, ', error="invalid_token"')
-
-
-class _Guarded:
-    """One route's application behind the guard; `needs` by method."""
-
-    def __init__(self, guard: Guard, app: ASGIApp, needs: Mapping[str, Need]) -> None:
-        self._guard, self._app, self._needs = guard, app, needs
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Let the request in, or answer it."""
-        need = self._needs.get(scope.get("method", "*")) or self._needs["*"]
-        if need.scope is None:
-            await self._app(scope, receive, send)
-            return
-        found = self._guard.admit(scope, need)
-        if isinstance(found, Grant):
-            refusal = self._guard.begin(found, self._guard.now_s())
-            if refusal is None:
-                await self._serve(found, scope, receive, send)
-                return
-            found = refusal
-        if isinstance(found, Response):
-            await found(scope, receive, send)
-            return
-        scope[PRINCIPAL] = found
-        await self._app(scope, receive, send)
-
-    async def _serve(self, grant: Grant, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer with a key, as long as it lives."""
-        scope[PRINCIPAL] = grant.principal
-        try:
-            if await until_ended(self._app, scope, receive, send, lambda: self._guard.still(grant)):
-                log.warning("key.ended", key=grant.key.id)
-        finally:
-            self._guard.end(grant)
 
 
 @lru_cache(HOSTS_KEPT)
@@ -195,11 +165,6 @@ def _own(hosts: frozenset[str], headers: tuple[tuple[bytes, bytes], ...]) -> boo
     except ValueError:
         return False
     return len(named) == 1 and found <= hosts and any(name == b"host" for name, _ in given)
-
-
-def methods_of(route: BaseRoute) -> list[str]:
-    """Return the methods of a route, "*" where it takes any."""
-    return sorted(getattr(route, "methods", None) or ["*"])
 
 
 def _forbidden(principal: Principal, need: Need) -> Response | None:

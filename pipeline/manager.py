@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Collection, Iterable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import replace
 from typing import Any
 
 import msgspec
@@ -36,6 +35,7 @@ class MemoryManager:
 
     def __init__(self, node: Node) -> None:
         self.node, self.reads = node, ReadCounts()
+        self._replayed = False
         self._fresh: tuple[int, dict[str, Any]] = (0, {})
         self._turned_s = 0.0  # when a read last let other tasks have their turn
 
@@ -98,12 +98,15 @@ class MemoryManager:
                 raise InvalidRecord("token", _other_log(epoch, node.manifest.epoch))
             limit_s = node.settings.gateway.at_least_timeout_ms / 1000
             await node.ingest.wait(positions, limit_s if asked.left_s is None else min(limit_s, asked.left_s))
+        if query.ids is not None and read.plain(query):
+            row = self.peek(query.ids[0], query.namespaces, vector="vector" in query.include)
+            if row is not None:
+                took_ms = (time.perf_counter() - began) * 1000
+                return Result([Hit(row, TierName.HOT)], scanned=1, of=1, freshness=self.freshness(), took_ms=took_ms)
         self.check_ready()
         left_ms = asked.left_s * 1000 if asked.left_s is not None else node.settings.gateway.deadline_ms
-        result = None if node.tracing.on else read.at_once(node.index, node.hot, query, now_ms())
-        if result is None:
-            query = replace(query, deadline_ms=left_ms)
-            result = await read.retrieve(node.index, node.tiers, query, node.scanner, now_ms())
+        query = msgspec.structs.replace(query, deadline_ms=left_ms)
+        result = await read.retrieve(node.index, node.tiers, query, node.scanner, now_ms())
         result.freshness = self.freshness()
         node.access.note(result.hits, node.copies.has)
         self.reads.noted(result.trace, result)
@@ -114,10 +117,28 @@ class MemoryManager:
             await asyncio.sleep(0)
         return result
 
+    def peek(self, identifier: str, namespaces: Collection[str] | None = None, *, vector: bool = False) -> Row | None:
+        """Return a record that lies in hot, in this loop step; None: `retrieve` says whether there is one. Replaying.
+
+        A node that traces has none: its spans are made of what `retrieve` notes.
+        """
+        self.check_ready()
+        node = self.node
+        if node.tracing.on:
+            return None
+        now = now_ms()
+        row = read.at_once(node.index, node.hot, identifier, now, namespaces, vector=vector)
+        if row is not None:
+            node.access.note_one(identifier, TierName.HOT, now, copied=node.copies.has(identifier))
+            self.reads.noted(None)
+        return row
+
     def check_ready(self) -> None:
         """Raise Replaying before the log has been replayed: until then absence means nothing (R7)."""
-        if replaying := self.node.replaying():
-            raise Replaying(f"partitions {replaying} are replaying the log; ask again soon")
+        if not self._replayed:
+            if replaying := self.node.replaying():
+                raise Replaying(f"partitions {replaying} are replaying the log; ask again soon")
+            self._replayed = True
 
     def _check(self, query: Query) -> None:
         limits = self.node.settings.gateway

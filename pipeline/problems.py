@@ -8,7 +8,6 @@ from typing import Any
 
 import msgspec
 import structlog
-from starlette.requests import Request
 from starlette.responses import Response
 
 from pipeline.sql_process import SqlFailed
@@ -119,8 +118,8 @@ def unreadable(error: Exception) -> InvalidRecord:
     return InvalidRecord(field, f"{field}: {reason[:1].lower()}{reason[1:]}")
 
 
-async def on_error(_: Request, error: Exception) -> Response:
-    """Turn an error that a route raised into its problem object."""
+def on_error(error: Exception) -> Response:
+    """Return the problem object of an error that a route raised."""
     if isinstance(error, SqlFailed):
         return problem(error.status, error.kind, str(error))
     for kind, status, name in _STATUS:

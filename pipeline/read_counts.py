@@ -8,6 +8,8 @@ from producers.tally import Tally
 from tiers.tier import Result, TierName
 from tiers.trace import Trace
 
+HOT = TierName.HOT.word
+
 
 class ReadCounts:
     """`noted` is called for every read, `answered` for every one that came by a route."""
@@ -21,7 +23,7 @@ class ReadCounts:
     def noted(self, trace: Trace | None, result: Result | None = None) -> None:
         """Count what one read did: the rows it asked for, and the time in its steps and tiers."""
         if trace is None:  # answered at once, from hot
-            self.lookups[TierName.HOT.word, "found"] += 1
+            self.lookups[HOT, "found"] += 1
             return
         self.lookups += trace.lookups
         for step, seconds in trace.steps_s.items():
@@ -31,8 +33,12 @@ class ReadCounts:
 
     def answered(self, route: str, result: Result) -> None:
         """Count an answer by route and by the coldest tier that it came from."""
-        coldest = max((hit.tier for hit in result.hits), default=None)
-        self.queries[route, "none" if coldest is None else TierName(coldest).word].add(result.took_ms / 1000)
+        coldest = max([hit.tier for hit in result.hits], default=None)
+        self.took(route, "none" if coldest is None else coldest.word, result.took_ms / 1000)
+
+    def took(self, route: str, coldest: str, seconds: float) -> None:
+        """Count an answer whose coldest record came from this tier."""
+        self.queries[route, coldest].add(seconds)
 
 
 class HttpCounts:

@@ -1,4 +1,4 @@
-"""The gateway: HTTP over one MemoryManager. Plain Starlette routes; bodies are parsed by msgspec structs.
+"""The gateway: HTTP over one MemoryManager. Handlers take and return Starlette's; msgspec structs parse bodies.
 
 The table in `pipeline.operations` says which routes there are; `pipeline.edge` makes them and checks what comes against
 it. Questions, publishing and operating have their own modules: `routes_read`, `routes_publish`, `routes_operate`.
@@ -6,7 +6,6 @@ it. Questions, publishing and operating have their own modules: `routes_read`, `
 
 from __future__ import annotations
 
-from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 
@@ -50,12 +49,13 @@ class Gateway:
         self._metrics = Metrics(manager, self.feed)
         self._decoder = EventDecoder(self._settings.dim, self._settings.attributes, manager.node.embed)
         publishing = Publishing(manager, self._decoder)
+        reads = Reads(manager, self._metrics, self._decoder, self._body)
         self.keyring = keyring_of(self._settings)
         self.edge = Edge(
             {
                 "publish": publishing.publish,
                 "deleteMemory": publishing.delete,
-                **Reads(manager, self._metrics, self._decoder, self._body).handlers,
+                **reads.handlers,
                 **sql_handlers(manager, self._body),
                 "tiers": self.tiers,
                 "changes": self.changes,
@@ -70,16 +70,10 @@ class Gateway:
                 **dashboard(),
             },
             Guard(self._settings.gateway, self.keyring),
+            {"getMemory": reads.peek},
         )
         verbose = self._settings.log.level == "debug"
-        seen = Middleware(
-            Seen,
-            counts=self._metrics.http,
-            tracing=manager.node.tracing,
-            routes=self.edge.routes,
-            verbose=verbose,
-        )
-        self.app = self.edge.app([seen])
+        self.app = Seen(self.edge, self._metrics.http, manager.node.tracing, verbose=verbose)
 
     def stop(self) -> None:
         """Take no more requests, and let the change streams end with a word."""

@@ -11,8 +11,8 @@ from starlette.responses import Response
 from pipeline import dead_letters
 from pipeline.answers import answer_json
 from pipeline.dead_letters import Listed
-from pipeline.edge import Handler
 from pipeline.operation import LETTERS_MAX
+from pipeline.paths import Handler
 from pipeline.settings import Settings
 from pipeline.why import time_text
 from tiers.errors import InvalidRecord

@@ -17,8 +17,8 @@ from pipeline import why
 from pipeline.app import now_ms
 from pipeline.auth import principal_of
 from pipeline.codes import codes
-from pipeline.edge import Handler
 from pipeline.manager import MemoryManager
+from pipeline.paths import Handler
 from pipeline.problems import problem
 from pipeline.why import Facts, time_text
 from tiers import record

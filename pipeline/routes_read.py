@@ -6,14 +6,15 @@ Answers are JSON, or Arrow streams where the client accepts them. A read by id f
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
 
 import msgspec
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
+from starlette.types import Scope
 
 from pipeline.answers import (
     ARROW,
@@ -26,13 +27,15 @@ from pipeline.answers import (
     lines,
     listed,
     shown,
+    shown_row,
     wants_arrow,
 )
-from pipeline.auth import Principal, narrowed, principal_of
+from pipeline.auth import PRINCIPAL, Principal, narrowed, principal_of
 from pipeline.manager import MemoryManager
 from pipeline.metrics import Metrics
 from pipeline.problems import problem, unreadable
 from pipeline.questions import Asked, Retrieve, Search, Searches
+from pipeline.read_counts import HOT
 from pipeline.visible import visible_result
 from producers.decoder import EventDecoder
 from producers.events import Event
@@ -45,6 +48,7 @@ T = TypeVar("T")
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 EVERY_TIER = frozenset(TierName)
 NOTHING = Asked()  # what a request without a query string asks
+DEFAULT = frozenset(NOTHING.include)
 
 
 class Reads:
@@ -67,15 +71,26 @@ class Reads:
             "retrieve": self.retrieve,
         }
 
+    def peek(self, scope: Scope) -> Response | None:
+        """Answer what `one` does, in this loop step: as JSON, for a record that lies in hot, and a bare URL."""
+        if scope["query_string"] or wants_arrow(scope):
+            return None
+        began, identifier = time.perf_counter(), record.check_id(scope["path_params"]["id"])
+        row = self._manager.peek(identifier, scope[PRINCIPAL].namespaces)
+        if row is None:
+            return None
+        self._metrics.reads.took("get", HOT, time.perf_counter() - began)
+        return answer_json(shown_row(row, TierName.HOT, DEFAULT))
+
     async def one(self, request: Request) -> Response:
         """GET /v1/memories/{id}: the newest version, its tier, or 404."""
-        identifier = record.check_id(request.path_params["id"])
+        identifier, principal = record.check_id(request.path_params["id"]), principal_of(request)
         asked = _parameters(request)
         include = check_include(asked.include)
         query = query_of(asked, ids=[identifier], include=include)
-        result = await self._ask("get", query, principal_of(request))
+        result = await self._ask("get", query, principal)
         if result.hits:
-            if wants_arrow(request):
+            if wants_arrow(request.scope):
                 return self._arrow([result], include, envelope(result), [1])
             return answer_json(shown(result.hits[0], include))
         if not result.complete:
@@ -91,9 +106,9 @@ class Reads:
             return self._searched(request, [result], [query.include])
         several = self._several(asked, asked.queries)
         queries = [await self._numbered(at, self._nearest(each, principal)) for at, each in enumerate(several)]
-        if wants_arrow(request):  # one table has the same columns for all
+        if wants_arrow(request.scope):  # one table has the same columns for all
             every = frozenset().union(*(query.include for query in queries))
-            queries = [replace(query, include=every) for query in queries]
+            queries = [msgspec.structs.replace(query, include=every) for query in queries]
         results = await asyncio.gather(
             *(self._numbered(at, self._ask("search", query, principal)) for at, query in enumerate(queries))
         )
@@ -109,7 +124,7 @@ class Reads:
         result = await self._ask("retrieve", query, principal_of(request))
         whole = self._allowance().take(result.hits, include)
         around = {**envelope(result, whole), "cursor": result.cursor}
-        if wants_arrow(request):
+        if wants_arrow(request.scope):
             return self._arrow([result], include, around, [whole])
         return answer_json({"hits": listed(result.hits, include, whole), **around})
 
@@ -122,7 +137,7 @@ class Reads:
         include = check_include(asked.include)
         pages = self._manager.pages(narrowed(query_of(asked), principal_of(request)))
         first: Sequence[Hit] = await anext(pages, [])
-        arrow = ArrowAnswer(self._shape, include) if wants_arrow(request) else None
+        arrow = ArrowAnswer(self._shape, include) if wants_arrow(request.scope) else None
 
         async def stream() -> AsyncIterator[bytes]:
             yield arrow.bytes_of(first) if arrow else lines(first, include)
@@ -172,10 +187,7 @@ class Reads:
             if not found.hits or found.hits[0].row.vector is None:
                 raise InvalidRecord("id", f"no memory {asked.id!r} to search from")
             return found.hits[0].row.vector
-        event = Event(vector=asked.vector, vector_b64=asked.vector_b64, text=asked.text)
-        vector = self._decoder.row("query", 0, event, 0).vector
-        assert vector is not None, "an event always has a vector"
-        return vector
+        return self._decoder.vector(Event(vector=asked.vector, vector_b64=asked.vector_b64, text=asked.text))
 
     def _searched(
         self,
@@ -189,7 +201,7 @@ class Reads:
         allowance = self._allowance()
         wholes = [allowance.take(result.hits, include) for result, include in zip(results, includes, strict=True)]
         around = [envelope(result, whole) for result, whole in zip(results, wholes, strict=True)]
-        if wants_arrow(request):
+        if wants_arrow(request.scope):
             shape: object = {"results": around} if several else around[0]
             return self._arrow(results, frozenset().union(*includes), shape, wholes, scored=True)
         asked = zip(results, includes, wholes, around, strict=True)

@@ -10,8 +10,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from pipeline.answers import answer_json
-from pipeline.edge import Handler
 from pipeline.manager import MemoryManager
+from pipeline.paths import Handler
 from pipeline.questions import SnapshotAsked, VerifyAsked
 from pipeline.routes_read import decoded
 from pipeline.snapshot import Snapshots

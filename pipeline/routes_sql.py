@@ -14,8 +14,8 @@ from starlette.responses import Response
 
 from pipeline.answers import ARROW, JSON, NDJSON
 from pipeline.auth import principal_of
-from pipeline.edge import Handler
 from pipeline.manager import MemoryManager
+from pipeline.paths import Handler
 from pipeline.questions import SqlAsked
 from pipeline.routes_read import decoded
 from pipeline.sql import Answer

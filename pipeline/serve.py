@@ -69,7 +69,7 @@ class HttpService:
         gateway, drain_s = self.gateway, self._settings.drain_s
         config = uvicorn.Config(
             gateway.app,
-            http=bounded(self._settings),
+            http=bounded(self._settings, gateway.app.at_once),
             ws="none",
             log_config=None,
             access_log=False,

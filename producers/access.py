@@ -45,14 +45,18 @@ class Access:
         """Count one access of each hit; no I/O. `is_copy` says which ids have a copy in hot."""
         now = self._now_ms()
         for hit in hits:
-            identifier = hit.row.id
-            self.reads[hit.tier] += 1
-            self.copy_reads += hit.tier is TierName.HOT and is_copy(identifier)
-            if identifier not in self._last and len(self._last) >= self._settings.ids_max:
-                self.uncounted += 1
-                continue
-            self._counts[identifier] += 1
-            self._last[identifier] = (now, int(hit.tier))
+            identifier, tier = hit.row.id, hit.tier
+            self.note_one(identifier, tier, now, copied=tier is TierName.HOT and is_copy(identifier))
+
+    def note_one(self, identifier: str, tier: TierName, now_ms: int, *, copied: bool) -> None:
+        """Count one access; `copied`: of a copy in hot."""
+        self.reads[tier] += 1
+        self.copy_reads += copied
+        if identifier not in self._last and len(self._last) >= self._settings.ids_max:
+            self.uncounted += 1
+            return
+        self._counts[identifier] += 1
+        self._last[identifier] = (now_ms, int(tier))
 
     async def run(self, stop: asyncio.Event) -> None:
         """Flush every `flush_ms` until stopped."""

@@ -76,13 +76,11 @@ class EventDecoder:
                 raise InvalidRecord("ttl", "ttl_s is a positive number of seconds, at most ten years")
             expires_at = timestamp_ms + int(event.ttl_s * 1000)
         attributes = self._attributes(event.attributes) if event.attributes else {}
+        vector = self.vector(event)
         if measure:
-            with np.errstate(over="ignore"):  # what is infinite in float32 is found by its length
-                vector = check_vector(self._vector(event), self.dim)
-        else:
-            vector = self._vector(event)
-            if vector.shape != (self.dim,):
-                raise InvalidRecord("vector_dim", f"the vector has {vector.size} floats, not {self.dim}")
+            check_vector(vector, self.dim)
+        elif vector.shape != (self.dim,):
+            raise InvalidRecord("vector_dim", f"the vector has {vector.size} floats, not {self.dim}")
         return Row(identifier, version, event_time, expires_at, vector, payload, attributes)
 
     @staticmethod
@@ -94,7 +92,8 @@ class EventDecoder:
         except UnicodeDecodeError as error:
             raise InvalidRecord("id_not_utf8", "the key is not UTF-8") from error
 
-    def _vector(self, event: Event) -> Floats:
+    def vector(self, event: Event) -> Floats:
+        """Return the vector of an event; `check_vector` says whether it will do."""
         if (event.vector is not None) + (event.vector_b64 is not None) + (event.text is not None) != 1:
             raise InvalidRecord("vector_missing", "give exactly one of vector, vector_b64 and text")
         if event.vector_b64 is not None:
@@ -104,7 +103,8 @@ class EventDecoder:
                 )
             return np.frombuffer(event.vector_b64, "<f4")
         if event.vector is not None:
-            return np.array(event.vector, np.float32)
+            with np.errstate(over="ignore"):  # what is infinite in float32 is found by its length
+                return np.array(event.vector, np.float32)
         if self.embed is None:
             raise InvalidRecord("text_without_embedder", "this node has no embedder; send a vector, or set embedder")
         vector: Floats = self.embed([event.text or ""])[0]

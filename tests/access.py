@@ -9,11 +9,9 @@ from typing import Any
 
 import httpx
 import msgspec
-from starlette.applications import Starlette
 
 from pipeline import MemoryManager, keys
 from pipeline.auth import SCOPES
-from pipeline.guard import methods_of
 from pipeline.key_file import KeyFiles, chance
 from pipeline.keys import Asked
 from pipeline.routes import Gateway
@@ -24,11 +22,11 @@ from tests.nodes import DIM
 VECTOR = [1.0] * DIM
 
 
-def operations(app: Starlette) -> Iterator[tuple[str, str]]:
-    """Yield (method, path) of every route: the one place to take them from a description instead."""
-    for route in app.routes:
-        for method in methods_of(route):
-            yield method, getattr(route, "path", "")
+def operations(gateway: Gateway) -> Iterator[tuple[str, str]]:
+    """Yield (method, path) of every route."""
+    for route in gateway.edge.routes:
+        for method in route.methods:
+            yield method, route.path
 
 
 def request_for(method: str, path: str, identifier: str) -> dict[str, Any]:

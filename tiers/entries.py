@@ -56,7 +56,9 @@ class Entries:
     def find(self, identifier: str) -> tuple[Segment, int] | None:
         """Return the segment of an id's entry and its row there."""
         number = self._entry.get(identifier)
-        return None if number is None else self.at(number)
+        if number is None:
+            return None
+        return self._segments[number // segments.SEGMENT_ROWS], number % segments.SEGMENT_ROWS
 
     def at(self, number: int) -> tuple[Segment, int]:
         """Return the segment of an entry and its row there."""

@@ -372,9 +372,13 @@ class HotMemory:
         """See Tier."""
         return self._fetch(locations)
 
-    def peek(self, where: Location) -> Row | None:
-        """Return what `get` does, of one row, in this loop step."""
-        return self._fetch([where])[0]
+    def peek(self, where: Location, *, vector: bool) -> Row | None:
+        """Return what `get` does, of one row, in this loop step; its vector only where that is wanted."""
+        slab = self._slabs[where.slot // self._rows]
+        if slab.partition == COPIES:
+            return self.copies.get(where)
+        row = slab.row(where.slot % self._rows, vector=vector) if self._holds(where) else None
+        return row if row is not None and row.id == where.id else None
 
     async def vectors(self, places: Places, *, spent: int | None = 0) -> Vectors:  # noqa: ARG002 - all are in memory
         """See Tier."""
@@ -398,18 +402,21 @@ class HotMemory:
     def _fetch(self, locations: Sequence[Location]) -> list[Row | None]:
         """Return the rows that are held: copies as they are, others column by column from each batch they came in."""
         found: list[Row | None] = [None] * len(locations)
-        batches: dict[int, tuple[pa.RecordBatch, list[int], list[int]]] = {}
+        batches: dict[tuple[int, int], tuple[Slab, list[int]]] = {}
         for position, where in enumerate(locations):
-            if self._slabs[where.slot // self._rows].partition == COPIES:
+            slab = self._slabs[where.slot // self._rows]
+            if slab.partition == COPIES:
                 found[position] = self.copies.get(where)
             elif self._holds(where):
-                batch, at = self._slabs[where.slot // self._rows].find(where.slot % self._rows)
-                _, positions, rows = batches.setdefault(id(batch), (batch, [], []))
-                positions.append(position)
-                rows.append(at)
-        for batch, positions, rows in batches.values():
-            few = len(rows) < COLUMNAR_ROWS
-            taken = [record.row_at(batch, at) for at in rows] if few else record.rows_of(batch.take(pa.array(rows)))
+                key = where.slot // self._rows, slab.number(where.slot % self._rows)
+                batches.setdefault(key, (slab, []))[1].append(position)
+        for (_, number), (slab, positions) in batches.items():
+            rows = [locations[position].slot % self._rows for position in positions]
+            if len(rows) < COLUMNAR_ROWS:
+                taken = [slab.row(row) for row in rows]
+            else:
+                places = pa.array([row - slab.starts[number] for row in rows])
+                taken = record.rows_of(slab.batches[number].take(places))
             for position, row in zip(positions, taken, strict=True):
                 found[position] = row if row.id == locations[position].id else None
         return found
@@ -455,7 +462,8 @@ class HotMemory:
             slot, count = slot + step, count - step
 
     def _holds(self, where: Location) -> bool:
-        return bool(self.columns.alive[where.slot] and self.columns.version[where.slot] == where.version)
+        columns, slot = self.columns, where.slot
+        return bool(columns.alive.item(slot)) and columns.version.item(slot) == where.version
 
     async def evict(self, keys: Sequence[Location], receipt: Receipt | None) -> int:  # noqa: ARG002 - see Tier
         """See Tier."""

@@ -6,7 +6,7 @@ How rows are found while they move is `reading`'s part.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Protocol
 
 from tiers import listing, record, search
@@ -21,7 +21,7 @@ from tiers.tier import Hit, Location, Query, Result, Tier, TierName
 class Peeks(Protocol):
     """Hot's own ability: show a row in this loop step."""
 
-    def peek(self, where: Location) -> Row | None:
+    def peek(self, where: Location, *, vector: bool) -> Row | None:
         """Return the row at this location, None where another version, or nothing, lies there now."""
 
 
@@ -52,28 +52,38 @@ async def _by_id(reading: Reading, ids: Sequence[str]) -> Result:
     return Result(hits, scanned=len(ids), of=len(ids))
 
 
-def at_once(index: Index, hot: Peeks, query: Query, now_ms: int) -> Result | None:
-    """Answer for one record that lies in hot, in this loop step; None: that is not what is asked, or not where it is.
+def at_once(
+    index: Index,
+    hot: Peeks,
+    identifier: str,
+    now_ms: int,
+    namespaces: Collection[str] | None = None,
+    *,
+    vector: bool = True,
+) -> Row | None:
+    """Return a record that lies in hot, in this loop step; None: `retrieve` says whether there is one, and where.
 
-    What `retrieve` answers, at a fifth of the cost: nothing can move, be updated or be late meanwhile.
+    What `retrieve` answers, at a tenth of the cost: nothing can move, be updated or be late meanwhile.
     """
-    if query.ids is None or len(query.ids) != 1 or TierName.HOT not in query.tiers or not _plain(query):
-        return None
-    began, entry = time.perf_counter(), index.find(query.ids[0])
+    entry = index.find(identifier)
     if entry is None or entry.deleted or 0 < entry.expires_at <= now_ms:
+        return None
+    if namespaces is not None and record.namespace(identifier) not in namespaces:
         return None
     if entry.copy == NO_COPY and entry.home != TierName.HOT:
         return None
-    if query.namespaces is not None and record.namespace(entry.id) not in query.namespaces:
-        return None
     slot = entry.slot if entry.copy == NO_COPY else entry.copy
-    row = hot.peek(Location(entry.id, entry.version, entry.partition, slot))
-    if row is None:
-        return None
-    took_ms = (time.perf_counter() - began) * 1000
-    return Result([Hit(row, TierName.HOT)], scanned=1, of=1, took_ms=took_ms)
+    return hot.peek(Location(identifier, entry.version, entry.partition, slot), vector=vector)
 
 
-def _plain(query: Query) -> bool:
-    """Whether a query by ids has no criteria but namespaces, and wants no explanation."""
-    return query.filter is None and query.time_from_ms is None and query.time_to_ms is None and not query.explain
+def plain(query: Query) -> bool:
+    """Say whether a query asks for one record, maybe of hot, and has no criteria but namespaces."""
+    return (
+        query.ids is not None
+        and len(query.ids) == 1
+        and query.filter is None
+        and query.time_from_ms is None
+        and query.time_to_ms is None
+        and not query.explain
+        and TierName.HOT in query.tiers
+    )

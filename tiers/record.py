@@ -109,7 +109,7 @@ def offsets(versions: Int64s) -> Int64s:
 
 def version_text(version: int) -> str:
     """Return the version as "epoch.offset.row": browsers lose 64-bit integers."""
-    return ".".join(map(str, unpack_version(version)))
+    return f"{version >> (OFFSET_BITS + ROW_BITS)}.{(version >> ROW_BITS) & OFFSET_MAX}.{version & ROW_MAX}"
 
 
 def version_texts(versions: Int64s) -> list[str]:

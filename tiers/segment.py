@@ -136,13 +136,13 @@ class Segment:
         """Return one row as plain values."""
         return Entry(
             self.ids[row],
-            int(self.version[row]),
-            int(self.partition[row]),
-            int(self.home[row]),
-            int(self.slot[row]),
-            int(self.copy[row]),
-            bool(self.deleted[row]),
-            int(self.expires_at[row]),
+            self.version.item(row),
+            self.partition.item(row),
+            self.home.item(row),
+            self.slot.item(row),
+            self.copy.item(row),
+            self.deleted.item(row),
+            self.expires_at.item(row),
         )
 
     def entries(self, rows: npt.NDArray[np.intp]) -> Iterator[Entry]:

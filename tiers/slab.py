@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 import pyarrow as pa
 
+from tiers.cells import Cells
 from tiers.record import Row
 
 FREE = -1
@@ -15,7 +16,10 @@ COPIES = -2  # in place of a partition: the slab holds promoted copies (tiers/co
 
 @dataclass(slots=True)
 class Slab:
-    """Rows [0, fill) hold vectors; `starts[i]` is the first row of `batches[i]`; copies are in `rows` one by one."""
+    """Rows [0, fill) hold vectors; `starts[i]` is the first row of `batches[i]`; copies are in `rows` one by one.
+
+    `cells[i]` are those of `batches[i]`, once a row of it was read.
+    """
 
     partition: int = FREE
     fill: int = 0
@@ -23,11 +27,24 @@ class Slab:
     starts: list[int] = field(default_factory=list)
     batches: list[pa.RecordBatch] = field(default_factory=list)
     rows: dict[int, Row] = field(default_factory=dict)
+    cells: dict[int, Cells] = field(default_factory=dict)
 
     def find(self, row: int) -> tuple[pa.RecordBatch, int]:
         """Return the batch that holds a row of this slab, and the row's place in it."""
-        at = bisect_right(self.starts, row) - 1
+        at = self.number(row)
         return self.batches[at], row - self.starts[at]
+
+    def number(self, row: int) -> int:
+        """Return which batch holds a row of this slab."""
+        return bisect_right(self.starts, row) - 1
+
+    def row(self, row: int, *, vector: bool = True) -> Row:
+        """Return a row of a batch of this slab; without its vector where that is not wanted."""
+        number = self.number(row)
+        cells = self.cells.get(number)
+        if cells is None:
+            cells = self.cells[number] = Cells(self.batches[number])
+        return cells.row(row - self.starts[number], vector=vector)
 
     def ids(self) -> list[str]:
         """Return the ids of all dirty rows."""

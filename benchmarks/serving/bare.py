@@ -16,13 +16,15 @@ from pipeline.settings import GatewaySettings
 
 
 class Bare:
-    """Answers every request with the same bytes and headers."""
+    """Answers every request with the same bytes and headers, at once or after `wait_s`."""
 
-    def __init__(self, headers: list[tuple[bytes, bytes]], body: bytes) -> None:
-        self._headers, self._body = headers, body
+    def __init__(self, headers: list[tuple[bytes, bytes]], body: bytes, wait_s: float = 0.0) -> None:
+        self._headers, self._body, self._wait_s = headers, body, wait_s
 
     async def __call__(self, _scope: Scope, _receive: Receive, send: Send) -> None:
         """Answer."""
+        if self._wait_s:
+            await asyncio.sleep(self._wait_s)
         await send({"type": "http.response.start", "status": 200, "headers": self._headers})
         await send({"type": "http.response.body", "body": self._body})
 

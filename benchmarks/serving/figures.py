@@ -33,8 +33,14 @@ def closing(result: Result) -> str:
         of = f"a bare reply of the same {one['answer_bytes']:,} bytes {bare_us:,} µs"
         lines.append(f"A read by id took {ours_us:,} µs of the node's CPU, {of}.")
     if one := result["scenarios"].get("search"):
-        over, inside = (sorted(side)[len(side) // 2] for side in one["loop_cpu_us"].values())
-        lines.append(f"A search took {over:,} µs of the loop's thread over HTTP and {inside:,} µs in process.")
+        over, inside, waits = (
+            sorted(one["loop_cpu_us"][side])[len(one["loop_cpu_us"][side]) // 2]
+            for side in ("over_http", "of_that_search", "bare_that_waits")
+        )
+        lines.append(
+            f"A search over HTTP took {over:,} µs of the loop's thread, {inside:,} µs of them the search itself; a "
+            f"bare reply of the same bytes that waits as long as a search took {waits:,} µs."
+        )
     return "\n".join(lines)
 
 

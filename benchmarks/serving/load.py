@@ -1,9 +1,11 @@
 """A load on a server, from a process of its own: connections that each send a request when the last one is answered.
 
-    python -m benchmarks.serving.load HOST PORT < plan.json
+    python -m benchmarks.serving.load HOST PORT
 
-The plan says what to send, as text of whole requests taken in turn, over how many connections and for how many seconds.
-What is printed, as JSON, is what was seen: answers, failures, and the ms of each (at most SAMPLES of them).
+Lines of JSON on stdin and stdout: the plan comes, "ready" goes; "go" comes, and when it is done "done" goes, and then
+what was seen: answers, failures, and the ms of each (at most SAMPLES of them). So whoever asks can leave out of what it
+measures what it takes to start a process. The plan says what to send, as text of whole requests taken in turn, over how
+many connections and for how many seconds.
 """
 
 from __future__ import annotations
@@ -85,4 +87,9 @@ async def load(host: str, port: int, plan: dict[str, Any]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    print(json.dumps(uvloop.run(load(sys.argv[1], int(sys.argv[2]), json.load(sys.stdin)))))
+    given = json.loads(sys.stdin.readline())
+    print('"ready"', flush=True)
+    assert json.loads(sys.stdin.readline()) == "go"
+    found = uvloop.run(load(sys.argv[1], int(sys.argv[2]), given))
+    print('"done"', flush=True)
+    print(json.dumps(found))
