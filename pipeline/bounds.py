@@ -69,7 +69,6 @@ class BoundedProtocol(HttpToolsProtocol):
         self._refusal: _TooMuch | None = None
         self._refused = False
         self._head_timer: TimerHandle | None = None
-        self._arrived = False  # bytes have come in this loop step, and no request of them was answered at once
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Take the connection, or refuse it where there are enough."""
@@ -92,9 +91,7 @@ class BoundedProtocol(HttpToolsProtocol):
             return
         if self._in_head:
             self._head_bytes += len(data)
-        self._arrived = True
         super().data_received(data)
-        self._arrived = False
         if not self._in_head or not self._head_bytes or self._refusal is not None:
             return
         if self._head_bytes > self._head_bytes_max:
@@ -145,14 +142,11 @@ class BoundedProtocol(HttpToolsProtocol):
         super().on_message_complete()
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
-        """Answer at once what can be, without a task and with one write; one request of those that came together.
+        """Answer at once what can be, without a task and with one write, unless what was written before is not read.
 
-        The others of a pipeline take turns with everyone else's, and so does who does not read the answers.
+        Of requests that came together each waits for the one before, and so takes turns with everyone else's.
         """
-        answer = None
-        if self._arrived and not self.flow.write_paused:
-            self._arrived = False
-            answer = self.at_once(cycle.scope)
+        answer = None if self.flow.write_paused else self.at_once(cycle.scope)
         if answer is None:
             cycle.scope["extensions"][DIRECT] = Direct(self, cycle)  # type: ignore[assignment]
             super()._start_asgi_task(cycle, app)
