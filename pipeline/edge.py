@@ -5,6 +5,7 @@ Routes are made from the table of operations, so each one is checked against wha
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from urllib.parse import unquote_to_bytes
@@ -85,7 +86,12 @@ class _Answering:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Check what came, and answer."""
         request = Request(scope, receive, send)
-        response = await self._answer(request)
+        try:
+            response = await self._answer(request)
+        except asyncio.CancelledError:
+            if self._edge.stopping:  # the loop ends, and the server would call it an internal error
+                await _stopping()(scope, receive, send)
+            raise
         await response(scope, receive, send)
 
     async def _answer(self, request: Request) -> Response:
