@@ -6,6 +6,7 @@ look-up, one guard and one place for errors stand before every handler; nothing 
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import Mapping
 from urllib.parse import unquote_to_bytes
@@ -114,6 +115,10 @@ class Edge:
                 await response(scope, receive, send)
             elif await until_ended(response, scope, receive, send, lambda: self._guard.still(grant)):
                 log.warning("key.ended", key=grant.key.id)
+        except asyncio.CancelledError:
+            if self.stopping and not exchange.answered:  # the loop ends, and the server would say 500
+                await exchange.reply(_stopping())
+            raise
         except Exception as error:
             if exchange.answered:
                 raise

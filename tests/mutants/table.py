@@ -703,6 +703,14 @@ ENDING = (
         ("tests/pipeline/test_edge.py::test_what_goes_wrong_while_the_node_ends_is_its_end",),
     ),
     Mutant(
+        "leave a request that the end of the node cuts off to the server",
+        "R9",
+        "pipeline/edge.py",
+        "if self.stopping and not exchange.answered:  # the loop ends, and the server would say 500",
+        "if False:",
+        ("tests/pipeline/test_edge.py::test_a_request_that_is_cut_off_by_the_end_of_the_node_is_answered",),
+    ),
+    Mutant(
         "call an unknown outcome an internal error",
         "R9",
         "pipeline/edge.py",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import socket
 import time
@@ -90,6 +91,24 @@ def test_what_goes_wrong_while_the_node_ends_is_its_end(
     monkeypatch.setattr(node.memory, "delete", failing)
 
     assert status == http.delete("/v1/memories/x").status_code
+
+
+def test_a_request_that_is_cut_off_by_the_end_of_the_node_is_answered(
+    node: Live, http: httpx.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What still runs when the loop ends is cancelled: 503, where the server would say 500 for it."""
+
+    async def endless(*_: object) -> None:
+        monkeypatch.setattr(node.gateway.edge, "stopping", True)
+        task = asyncio.current_task()
+        assert task is not None
+        task.cancel()
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(node.memory, "delete", endless)
+    response = http.delete("/v1/memories/x")
+
+    assert (503, "urn:isotherm:stopping") == (response.status_code, response.json()["type"])
 
 
 # -- paths, methods, parameters ----------------------------------------------------------------------------------------
