@@ -36,6 +36,8 @@ Argument = bytes | str | int | Bulk
 
 #: What redis-py makes of an error that the server replies: it did nothing of the command.
 REPLIED = (wrong.ResponseError, wrong.BusyLoadingError, wrong.AuthenticationError)
+#: No answer; RuntimeError is uvloop's, of a connection that was closed under the client.
+BROKEN = (wrong.RedisError, OSError, RuntimeError)
 
 OLDEST = (7, 0)  # script flags, several names in one CONFIG GET
 #: Error codes with which a server refuses a command before it has done anything, and that pass by themselves.
@@ -175,7 +177,7 @@ async def send_all(client: Redis, commands: AsyncIterable[Packed], *, answer_s: 
                 replies.append(await connection.read_response())
             except REPLIED as error:
                 replies.append(error)
-    except (wrong.RedisError, OSError) as error:
+    except BROKEN as error:
         name = bytes(command[1]).split(b"\r\n", 2)[1].decode() if command else "command"
         raise OutcomeUnknown(f"{address(client)} did not answer a {name}: {error}") from error
     finally:
@@ -218,7 +220,7 @@ def reading(client: Redis) -> Iterator[None]:
         yield
     except REPLIED as error:
         raise meaning(error, address(client)) from error
-    except (wrong.RedisError, OSError) as error:
+    except BROKEN as error:
         raise TierUnavailable(f"{address(client)} does not answer: {error}") from error
 
 

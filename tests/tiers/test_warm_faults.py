@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import redis
+from redis.asyncio.connection import Connection
 
 from tests.tiers.warm_rows import PARTITIONS, SHAPE, at, batch, opened, row, rows, versions
 from tests.valkey_server import Proxy, ValkeyServer
@@ -175,6 +176,25 @@ class TestLostReply:
             with pytest.raises(TierUnavailable):  # a read has no outcome to be unknown
                 await tier.get([at("ns/0")])
             assert before + 1 == calls(own)
+
+    async def test_a_connection_closed_under_the_client_is_no_bug(
+        self, own: ValkeyServer, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Uvloop says so in a RuntimeError: a write has an unknown outcome, a read none."""
+        sends = Connection.send_packed_command
+
+        async def closed(self: Connection, command: object, *given: object, **more: object) -> None:
+            if any(name in b"".join(command) for name in (b"EVALSHA", b"MGET")):
+                raise RuntimeError("unable to perform operation on <TCPTransport closed=True>; the handler is closed")
+            await sends(self, command, *given, **more)
+
+        async with opened(WarmSettings(url=own.url)) as tier:
+            with monkeypatch.context() as patch:
+                patch.setattr(Connection, "send_packed_command", closed)
+                with pytest.raises(OutcomeUnknown, match="did not answer a EVALSHA"):
+                    await tier.store(rows(1))
+                with pytest.raises(TierUnavailable, match="handler is closed"):
+                    await tier.get([at("ns/0")])
 
     async def test_a_server_that_hangs_for_a_while_costs_no_outcome(self, own: ValkeyServer) -> None:
         """A write waits longer for its answer than a read: what was sent has an outcome, and the server tells it."""
