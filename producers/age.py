@@ -11,6 +11,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import msgspec
 import numpy as np
@@ -112,7 +113,10 @@ class AgeMonitor:
 
     def candidates(self, tier: TierName, usage: Usage, now_ms: int) -> list[Proposal]:
         """Return what should leave `tier` now, by partition, and mark it as asked. One loop step."""
-        found = [one for segment in self._index.segments() if (one := _resident(segment, tier)) is not None]
+        pressed_rows, asked_before = policy.excess(usage, self._rules), now_ms - int(self._settings.ask_again_s * 1000)
+        # Without pressure what is not old, or was named recently, stays: few rows of a million are looked at further.
+        only = None if pressed_rows else _Only(*policy.old_until(tier, now_ms, self._rules), asked_before)
+        found = [one for segment in self._index.segments() if (one := _resident(segment, tier, only)) is not None]
         if not found:
             return []
         table = {name: np.concatenate([one.columns[name] for one in found]) for name in _NEEDED}
@@ -122,9 +126,9 @@ class AgeMonitor:
             idle_ms=np.maximum(now_ms - table["used"], 0),
             heat=policy.heat_at(table["heat"], now_ms - table["used"], self._rules.heat_half_life_s),
         )
-        leave, pressed = policy.due(tier, columns, policy.excess(usage, self._rules), self._rules)
+        leave, pressed = policy.due(tier, columns, pressed_rows, self._rules)
         # A row named recently still counts among those that leave: pressure must not name the next ones instead.
-        fresh = table["asked"][leave] < now_ms - int(self._settings.ask_again_s * 1000)
+        fresh = table["asked"][leave] < asked_before
         leave, pressed = leave[fresh], pressed[fresh]
         if tier is TierName.COLD:
             ripe = self._ripe(table["partition"][leave], now_ms) | pressed
@@ -159,9 +163,22 @@ class _Resident:
     columns: dict[str, npt.NDArray[np.generic]]
 
 
-def _resident(segment: Segment, tier: TierName) -> _Resident | None:
+class _Only(NamedTuple):
+    """Of rows only those whose `column` is at most `until_ms`, and that were last named before `asked_before`."""
+
+    column: str
+    until_ms: int
+    asked_before: int
+
+
+def _resident(segment: Segment, tier: TierName, only: _Only | None) -> _Resident | None:
     n = segment.count
-    rows = np.flatnonzero(segment.alive[:n] & (segment.home[:n] == tier))
+    chosen = segment.alive[:n] & (segment.home[:n] == tier)
+    if only is not None:
+        chosen &= getattr(segment, only.column)[:n] <= only.until_ms
+    rows = np.flatnonzero(chosen)
+    if only is not None:
+        rows = rows[segment.asked[rows] < only.asked_before]
     if not len(rows):
         return None
     return _Resident(segment, rows, {name: getattr(segment, name)[rows] for name in _NEEDED})

@@ -34,7 +34,7 @@ from tiers.index import Index
 from tiers.part import Ask, Part, Shape
 from tiers.record import Bools, Floats, Int64s, Row
 from tiers.segment import NEVER
-from tiers.slab import COPIES, FREE, Scans, Slab
+from tiers.slab import COPIES, FREE, Ids, Scans, Slab
 from tiers.tier import Location, Places, Query, Receipt, Result, TierName, Usage, Vectors
 from tiers.together import Together
 from tiers.worker import SerialExecutor
@@ -323,7 +323,7 @@ class HotMemory:
         return found
 
     def _named(self, snapshot: Snapshot, slots: npt.NDArray[np.intp], values: Floats) -> Best:
-        ids = [snapshot.slabs[slot // self._rows].id_at(slot % self._rows) for slot in slots.tolist()]
+        ids = Ids(snapshot.slabs, slots, self._rows)
         return Best(ids, self.columns.version[slots], np.arange(len(slots)), values)
 
     def release(self, snapshot: Snapshot) -> None:

@@ -11,6 +11,7 @@ record, by which each gains one read, admits none; and nothing comes back that h
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -73,6 +74,14 @@ def excess(usage: Usage, settings: PolicySettings) -> int:
     if usage.fraction < settings.high_water or usage.rows == 0:
         return 0
     return max(1, int(usage.rows * (1 - settings.low_water / usage.fraction)))
+
+
+def old_until(tier: TierName, now_ms: int, settings: PolicySettings) -> tuple[str, int]:
+    """Return which column says how long a row has been in `tier`, and the latest ms in it at which the row is old."""
+    column, limit_s = "used", settings.warm_idle_s if tier is TierName.WARM else settings.cold_idle_s
+    if tier is TierName.HOT:
+        column, limit_s = "born", settings.hot_age_s
+    return column, now_ms - math.ceil(limit_s * 1000) if limit_s > 0 else np.iinfo(np.int64).max
 
 
 def due(tier: TierName, rows: Columns, pressed: int, settings: PolicySettings) -> tuple[npt.NDArray[np.intp], Bools]:

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 from bisect import bisect_right
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import overload
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from tiers.cells import Cells
 from tiers.record import Row
 
 FREE = -1
+Slots = npt.NDArray[np.intp]
+
 COPIES = -2  # in place of a partition: the slab holds promoted copies (tiers/copies.py)
 
 
@@ -61,6 +67,32 @@ class Slab:
     def frozen(self) -> Slab:
         """Return the slab as a scan keeps it. `rows` is shared: no slot is reused while a scan may read it."""
         return Slab(self.partition, self.fill, self.live, list(self.starts), list(self.batches), self.rows)
+
+
+class Ids(Sequence[str]):
+    """The ids of rows, by slot; of most candidates nobody asks. Those of copies are read at once: they may go."""
+
+    def __init__(self, slabs: Mapping[int, Slab], slots: Slots, slab_rows: int) -> None:
+        self._slabs, self._rows = slabs, slab_rows
+        self._slots: list[int] = slots.tolist()
+        copied = (at for at, slot in enumerate(self._slots) if slabs[slot // slab_rows].partition == COPIES)
+        self._copied = {at: self._read(at) for at in copied}
+
+    def _read(self, at: int) -> str:
+        number, row = divmod(self._slots[at], self._rows)
+        return self._slabs[number].id_at(row)
+
+    def __len__(self) -> int:
+        return len(self._slots)
+
+    @overload
+    def __getitem__(self, at: int) -> str: ...
+    @overload
+    def __getitem__(self, at: slice) -> list[str]: ...
+    def __getitem__(self, at: int | slice) -> str | list[str]:
+        if isinstance(at, slice):
+            return [self[one] for one in range(len(self))[at]]
+        return self._copied[at] if at in self._copied else self._read(at)
 
 
 class Scans:

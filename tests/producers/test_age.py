@@ -7,11 +7,14 @@ from itertools import count
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from producers import events
 from producers.age import AgeMonitor, AgeSettings, Proposal
 from tests.consumers.world import FakePublisher
 from tests.tiers.rows import NOW_MS, SHAPE, batch, row
+from tiers import policy
 from tiers.errors import LogUnavailable, TierUnavailable
 from tiers.index import Index
 from tiers.policy import PolicySettings
@@ -75,6 +78,29 @@ def test_rows_of_an_age_leave_hot():
     monitored.clock.pass_s(5)
 
     assert ["a"] == monitored.named(HOT)
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    tier=st.sampled_from([HOT, WARM, COLD]),
+    rows=st.lists(st.tuples(*[st.integers(-12, 12)] * 3), min_size=1, max_size=30),
+    limit_s=st.sampled_from([0.0, 0.0015, 0.005, 3.0]),
+)
+def test_whom_it_names_does_not_depend_on_how_few_rows_it_looks_at(tier, rows, limit_s):
+    """Rows that are not old, or were named, are left out before anything is computed of them: that changes nothing."""
+    monitored = Monitored(AgeSettings(ask_again_s=0.005, glacier_flush_s=0))
+    monitored.monitor._rules = PolicySettings(hot_age_s=limit_s, warm_idle_s=limit_s, cold_idle_s=limit_s)
+    monitored.put(tier, *(f"id-{at}" for at in range(len(rows))))
+    (segment,) = monitored.index.segments()
+    for at, column in enumerate(("born", "used", "asked")):
+        getattr(segment, column)[: len(rows)] = NOW_MS + np.array([row[at] for row in rows])
+    asked = segment.asked.copy()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(policy, "old_until", lambda *_: ("born", np.iinfo(np.int64).max))
+        everything = monitored.named(tier)
+    segment.asked[:] = asked
+
+    assert everything == monitored.named(tier)
 
 
 def test_rows_leave_hot_in_log_order():
