@@ -15,6 +15,7 @@ from aiokafka import AIOKafkaProducer
 
 from benchmarks.ingesting.events import ATTRIBUTES, Sent
 from benchmarks.searching.node import PARTITIONS, settled
+from pipeline import threads
 from pipeline.settings import Settings
 from pipeline.stack import Stack
 from pipeline.topics import ensure_topics
@@ -55,6 +56,7 @@ class Run:
     """Scenarios ask for nodes and topics here; `say` tells a person how far it is."""
 
     def __init__(self, size: Size, stack: Stack, folder: Path, say: Callable[[str], None]) -> None:
+        threads.own()  # as in the process of `isotherm serve`
         self.size, self.stack, self.folder, self.say = size, stack, folder, say
         self.filled: dict[str, Filled] = {}
         self.rates: dict[str, float] = {}  # rows a second from Kafka, by kind

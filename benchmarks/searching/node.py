@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.searching.corpus import DIM, EVENT_MS, batch
-from pipeline import MemoryManager, Query
+from pipeline import MemoryManager, Query, threads
 from pipeline.app import Service
 from pipeline.settings import Settings, load
 from pipeline.stack import Stack
@@ -36,9 +36,14 @@ BARE: dict[str, Any] = {"include": frozenset()} if hasattr(Query, "include") els
 async def opened(
     stack: Stack, folder: Path, extra: Sequence[Service] = (), **given: Any
 ) -> AsyncIterator[MemoryManager]:
-    """Open a node of which nothing moves by itself; `given` are settings, dots as double underscores."""
+    """Open a node of which nothing moves by itself; `given` are settings, dots as double underscores.
+
+    In a process as `isotherm serve` has it.
+    """
+    threads.own()
     async with MemoryManager.open(settled(stack, folder, **given), *extra) as memory:
         await memory.ready()
+        threads.opened()
         yield memory
 
 

@@ -12,6 +12,7 @@ import asyncio
 import json
 import sys
 import tempfile
+from collections import Counter
 from pathlib import Path
 
 from tests.chaos.broken import RULES
@@ -28,15 +29,22 @@ def main() -> int:
     parser.add_argument("--keep", type=Path, help="keep data and logs in this directory")
     parser.add_argument("--json", type=Path, help="write everything that was counted here")
     parser.add_argument("--break", dest="rule", choices=sorted(RULES), default="", help="break a rule of the product")
+    parser.add_argument(
+        "--after", type=Path, help="the --json of an earlier run: the points that it hit least come first"
+    )
     given = parser.parse_args()
+    before = Counter(json.loads(given.after.read_text())["points"]) if given.after else Counter[str]()
     with tempfile.TemporaryDirectory(prefix="chaos-") as scratch:
         directory = given.keep or Path(scratch)
         directory.mkdir(parents=True, exist_ok=True)
         outcome = asyncio.run(
-            run(directory, kills=given.kills, seed=given.seed, minutes=given.minutes, rule=given.rule)
+            run(directory, kills=given.kills, seed=given.seed, minutes=given.minutes, rule=given.rule, before=before)
         )
     if given.json:
         given.json.write_text(json.dumps(summary(outcome, given.seed), indent=1))
+    if given.after:
+        least = (outcome.tally.points + before).most_common()[:-6:-1]
+        print(f"points hit least in both runs: {least}")  # noqa: T201 - what it is for
     print(report(outcome, given.seed), flush=True)  # noqa: T201 - what it is for
     return 0 if outcome.good else 1
 

@@ -44,11 +44,16 @@ class Tally:
     kills: Counter[str] = field(default_factory=Counter)  # by what was killed and how
     faults: Counter[str] = field(default_factory=Counter)  # what did not kill
     points: Counter[str] = field(default_factory=Counter)  # SIGKILLs at a point, by its name
+    before: Counter[str] = field(default_factory=Counter)  # likewise, of an earlier run
     missed: Counter[str] = field(default_factory=Counter)  # a point that a life did not reach in time
     ended: Counter[str] = field(default_factory=Counter)  # nodes that ended by themselves, by their reason
     recovery_s: list[float] = field(default_factory=list)
     replayed: list[tuple[int, float]] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
+
+    def hit(self, point: str) -> int:
+        """Return how often a point was hit, or has cost a life that did not reach it: the least comes next."""
+        return self.points[point] + self.before[point] + 3 * self.missed[point]
 
 
 class Campaign:
@@ -71,7 +76,7 @@ class Campaign:
 
     def _rarest(self) -> str:
         tally = self.tally
-        return min(self._wanted, key=lambda point: (tally.points[point] + 3 * tally.missed[point], self._dice.random()))
+        return min(self._wanted, key=lambda point: (tally.hit(point), self._dice.random()))
 
     # -- a life ------------------------------------------------------------------------------------------------------
 

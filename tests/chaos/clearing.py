@@ -58,9 +58,7 @@ class Clearings:
         """Clear and die."""
         aim = self._tally.kills.total() + kills
         while self._tally.kills.total() < aim and time.monotonic() < until and not self._tally.failures:
-            await self._round(
-                min(self._wanted, key=lambda each: (self._tally.points[each] + 3 * self._tally.missed[each], each))
-            )
+            await self._round(min(self._wanted, key=lambda each: (self._tally.hit(each), each)))
 
     async def _round(self, point: str) -> None:
         name, _, tier = point.partition(":")

@@ -7,6 +7,7 @@ import json
 import random
 import signal
 import time
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -61,8 +62,12 @@ async def run(
     rate: float = 80.0,
     wanted: list[str] | None = None,
     share: float = OTHERS_SHARE,
+    before: Counter[str] | None = None,
 ) -> Outcome:
-    """Run a campaign in a directory; `share` of the lives have another fault than a point."""
+    """Run a campaign in a directory; `share` of the lives have another fault than a point.
+
+    `before` is how often points were hit in an earlier run: those hit least come first.
+    """
     began, dice = time.monotonic(), random.Random(seed)
     checker = Checker(Ledger(directory / "ledger.jsonl"))
     readers = Readers(checker, ids, dice)
@@ -70,6 +75,7 @@ async def run(
     clearings = int(kills * CLEARINGS) if any(map(points.of_clearing, wanted)) else 0
     async with World(directory, rule) as world:
         campaign = Campaign(world, readers, dice, [point for point in wanted if not points.of_clearing(point)], share)
+        campaign.tally.before.update(before or {})
         outcome = Outcome(campaign.tally, checker)
         node = await world.start()  # makes the topics
         assert await node.ready(START_S), node.said().decode()

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
+from msgspec.structs import replace
 
 from tests.tiers.buckets import in_bucket
 from tests.tiers.contract import PARTITIONS, TierContract
