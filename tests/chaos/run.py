@@ -127,9 +127,9 @@ async def _settle(world: World, outcome: Outcome) -> None:
     outcome.held = await audit(checker, servers.kafka, servers.redis, PREFIX, world.directory / "node", PARTITIONS)
 
 
-async def rest(http: httpx.AsyncClient, ledger: Ledger) -> bool:
+async def rest(http: httpx.AsyncClient, ledger: Ledger, within_s: float = SETTLE_S) -> bool:
     """Wait until everything acknowledged is applied and nothing superseded waits."""
-    deadline = time.monotonic() + SETTLE_S
+    deadline = time.monotonic() + within_s
     while time.monotonic() < deadline:
         said = (await http.get("/v1/tiers")).json()
         applied = said["freshness"]["applied"]
