@@ -194,9 +194,8 @@ class Reader:
             self._next[tp] = step[-1].offset + 1
             if tp.topic == self._memories:
                 self._witnesses.add(tp.partition, step[-1])
-            await asyncio.sleep(
-                0
-            )  # neither a step nor a poll of what is there suspends: searches and fetches would wait
+            # Neither a step nor a poll of what is there suspends: searches and fetches would wait.
+            await asyncio.sleep(0)
 
     def _steps(self, topic: str, messages: list[Message]) -> Iterator[tuple[list[Message], int]]:
         """Yield (messages, their rows): as many as have a step's rows, or one message that has more or many."""

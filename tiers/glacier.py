@@ -14,7 +14,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -32,7 +32,7 @@ from tiers.layout import Layout
 from tiers.listed import Known
 from tiers.parquet import DataFile
 from tiers.recent import Recent, same, same_vector
-from tiers.record import Bools, Floats, Int64s, Row
+from tiers.record import Bools, Int64s, Row
 from tiers.rewrite import Rewrite
 from tiers.storage import Storage
 from tiers.takeout import take_out
@@ -40,6 +40,8 @@ from tiers.tier import AT_ONCE_ROWS, SKIPPED, Location, Places, Query, Receipt, 
 from tiers.worker import SerialExecutor
 
 ENTRY_ROWS = 16_384  # of a file, looked through at once for rows that need their vectors
+
+T = TypeVar("T")
 
 
 class Missing(NamedTuple):
@@ -160,14 +162,7 @@ class GlacierMemory:
 
     async def get(self, locations: Sequence[Location]) -> list[Row | None]:
         """See Tier. From the cache at once, else from the files on the reading threads. TierCorrupt is raised."""
-        found: list[Row | None] = [None] * len(locations)
-        missing: list[Missing] = []
-        for at, where in enumerate(locations):
-            place = self._files.find(where)
-            if place is not None:
-                found[at] = self._recent.find(where)
-                if found[at] is None:
-                    missing.append(Missing(at, where, *place))
+        found, missing = self._cached(locations, self._recent.find)
         for at, row in await self._read(missing):
             found[at] = row
         return found
@@ -183,7 +178,7 @@ class GlacierMemory:
 
     async def vectors(self, places: Places, *, spent: int | None = 0) -> Vectors:
         """See Tier. From a bucket at most `search_groups_max` row groups are read, those of the most wanted rows."""
-        found, missing = self._cached(places)
+        found, missing = self._cached(places, self._recent.vector)
         if not missing:
             return Vectors(found)
         groups = await self._readers.run(self._files.groups, [(each.file, each.row) for each in missing])
@@ -199,17 +194,21 @@ class GlacierMemory:
 
     def vectors_at_once(self, places: Places) -> Vectors | None:
         """See Tier: what is in the cache."""
-        found, missing = self._cached(places) if len(places) <= AT_ONCE_ROWS else ([], True)
+        if len(places) > AT_ONCE_ROWS:
+            return None
+        found, missing = self._cached(places, self._recent.vector)
         return None if missing else Vectors(found)
 
-    def _cached(self, places: Places) -> tuple[list[Floats | None], list[Missing]]:
-        """Return the vectors that the cache has, and which rows have to be read."""
-        found: list[Floats | None] = [None] * len(places)
+    def _cached(
+        self, locations: Sequence[Location], look: Callable[[Location], T | None]
+    ) -> tuple[list[T | None], list[Missing]]:
+        """Return what a look into the cache finds of each, and which rows have to be read."""
+        found: list[T | None] = [None] * len(locations)
         missing: list[Missing] = []
-        for at, where in enumerate(places):
+        for at, where in enumerate(locations):
             place = self._files.find(where)
             if place is not None:
-                found[at] = self._recent.vector(where)
+                found[at] = look(where)
                 if found[at] is None:
                     missing.append(Missing(at, where, *place))
         return found, missing

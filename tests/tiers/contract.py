@@ -294,7 +294,8 @@ class TierContract:
         receipt = await tier.store(batch(row("a", 5), row("b", 6), row("c", 7, deleted=True)))
         partitions = record.partitions(pa.array(receipt.ids), PARTITIONS)
         places = Places(list(receipt.ids), receipt.versions, partitions, receipt.slots)
-        for asked in (places, places[:2], replace(places, versions=receipt.versions + 1)):
+        older = replace(places, versions=receipt.versions + 1)
+        for asked in (places, places[:2], older, older[:2]):
             now, waited = tier.vectors_at_once(asked), (await tier.vectors(asked)).found
 
             assert now is None or len(now.found) == len(waited)

@@ -140,6 +140,17 @@ async def test_a_scan_reads_its_snapshot(hot):
     assert hot.room(1) == 3 * SLAB
 
 
+async def test_a_narrowed_scan_finds_what_was_asked_for_and_is_there(hot):
+    """Of the slots given, over several slabs, those of rows that the snapshot shows; no other row, and none twice."""
+    places = await ingest(hot, 0, *numbered(0, 2 * SLAB + 1))
+    hot.evict_now([places[1], places[SLAB]])
+    for asked in ([0, 1, 2], [SLAB], [2 * SLAB, SLAB, 1, SLAB + 1], [], range(2 * SLAB + 1)):
+        only = np.array([places[at].slot for at in asked], np.int64)
+        (best,) = await hot.scan(hot.snapshot(), QUERY[None], 3 * SLAB, only)
+
+        assert sorted({places[at].id for at in asked} - {places[1].id, places[SLAB].id}) == sorted(best.ids)
+
+
 async def test_a_search_given_up_before_its_scan_began_holds_no_room(hot):
     """A reader that is cancelled at once does not keep the slabs of its snapshot for ever."""
     places = await ingest(hot, 0, *numbered(0, 3 * SLAB))

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 
 import pytest
 
 from tests.tiers.rows import row
 from tests.tiers.shelves import World
 from tiers import read
+from tiers.deadline import Deadline
+from tiers.running import Running
 from tiers.scan import SHARED_MAX, Scanner
 from tiers.tier import Query, Result, TierName
+from tiers.worker import SerialExecutor
 
 pytestmark = pytest.mark.unit
 
@@ -139,3 +143,27 @@ async def test_a_scan_that_fails_fails_for_all_who_shared_it(world, gate, scanne
         found = await asyncio.gather(leader, *waiting, return_exceptions=True)
     assert ["broken"] * 3 == [str(error) for error in found]
     assert 10 == len((await ask(world, gate, scanner, vector=QUESTIONS[3])).hits)
+
+
+async def test_what_a_thread_has_not_begun_by_the_deadline_never_runs():
+    """The answer is what each had by then; a job that waits for a thread is given up with it."""
+    pool, taken, go_on, begun = SerialExecutor("one"), threading.Event(), threading.Event(), []
+
+    def first():
+        yield "had"
+        taken.set()
+        go_on.wait(20)
+        yield "late"
+
+    def second():
+        begun.append("second")
+        yield "never"
+
+    with Running(pool, [first, second]) as running:
+        await asyncio.to_thread(taken.wait, 20)
+        assert [["had"], []] == await running.by(Deadline(50))
+    go_on.set()
+    await pool.run(lambda: None)  # behind everything that was submitted
+    pool.close()
+
+    assert not begun
