@@ -31,7 +31,8 @@ from tests.chaos.nodes import Node
 from tests.chaos.run import SETTLE_S, rest, sweep
 from tests.chaos.world import World
 
-IDS, TIMES = 20_000, 10  # many ids: a row that a newer one supersedes in hot needs no move, and costs nothing
+IDS, TIMES = 10_000, 10  # many ids: a row that a newer one supersedes in hot needs no move, and costs nothing
+FILL, FILL_RATE = 3, 2_000.0  # events an id before it begins: the records there are, and the caches, are then all there
 DELAY_S = 0.25  # of each of Valkey's answers
 DEADLINE_MS, LATE_MS = 2_000.0, 4_000.0
 SETTINGS: dict[str, Any] = {
@@ -41,6 +42,8 @@ SETTINGS: dict[str, Any] = {
     "policy__warm_heat_min": 0.0,
     "policy__promote_heat_min": 1e9,
     "index__train_rows": 0,
+    "cold__memory_limit_mb": 64,
+    "glacier__cache_bytes": 1_048_576,
 }
 EXPECTED = (200, 404, 429, 503, 504)
 GROWTH_MB = 32.0  # over the whole of it: what allocators and caches take that are not full yet
@@ -102,6 +105,7 @@ async def overload(directory: Path, minutes: float, measure_s: float = 15.0) -> 
         node = await world.start(through="valkey")
         assert await node.ready(START_S), node.said()
         async with httpx.AsyncClient(base_url=node.address, timeout=30) as http:
+            await _fill(world, http, load.checker.ledger)
             world.valkey.fault = "delay"
             await world.produce(1, IDS, 2_000.0)
             load.sustainable = await _sustainable(http, measure_s)
@@ -119,6 +123,18 @@ async def overload(directory: Path, minutes: float, measure_s: float = 15.0) -> 
         await node.kill()
     load.judge()
     return load
+
+
+async def _fill(world: World, http: httpx.AsyncClient, ledger: Ledger) -> None:
+    """Make nearly every id a record, and let them settle: what grows after that grows with the load alone."""
+    await world.produce(0, IDS, FILL_RATE)
+    while ledger.acknowledged < FILL * IDS:
+        await asyncio.sleep(0.5)
+        ledger.read()
+    await world.stop_producing()
+    ledger.read()
+    if not await rest(http, ledger):
+        raise TimeoutError("the records to begin with were not taken in")
 
 
 async def _sustainable(http: httpx.AsyncClient, seconds: float) -> float:
