@@ -32,6 +32,7 @@ from tiers.tier import AT_ONCE_ROWS, Location, Places, Query, Receipt, Result, T
 from tiers.worker import SerialExecutor
 
 READERS = 2  # threads
+ROWS_AT_ONCE = 16  # read on the loop if the kernel has them in memory: a thread's wake costs more than they do
 ENTRY_ROWS = 16_384  # listed at once without their vectors; with them, where some are needed, 18 MB at 256 dimensions
 PROOF = "fdatasync of DuckDB's WAL at commit"
 
@@ -124,6 +125,8 @@ class ColdMemory:
 
     async def get(self, locations: Sequence[Location]) -> list[Row | None]:
         """See Tier. A row that the side file cannot show is read from DuckDB and put right; TierCorrupt: in neither."""
+        if len(locations) <= ROWS_AT_ONCE and (near := self._rows.read_at_once(locations)) is not None:
+            return near
         rows, doubtful = await self._readers.run(self._rows.read, locations)
         for at, row in zip(doubtful, await self._recover([locations[at] for at in doubtful]), strict=True):
             rows[at] = row

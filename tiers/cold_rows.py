@@ -180,12 +180,18 @@ class ColdRows:
         rows: list[Row | None] = [None] * len(locations)
         doubtful: list[int] = []
         for at, (where, data) in enumerate(zip(locations, held, strict=True)):
-            row = None if data is None else checked(data)
-            if row is not None and matches(row, where):
-                rows[at] = row
-            elif data is not None:
+            rows[at] = None if data is None else shown(data, where)
+            if rows[at] is None and data is not None:
                 doubtful.append(at)
         return rows, doubtful
+
+    def read_at_once(self, locations: Sequence[Location]) -> list[Row | None] | None:
+        """Return rows from the side file; None if one is not in memory, or cannot be shown rightly. Any thread."""
+        held = self._side.read_at_once(np.array([where.slot for where in locations], np.int64))
+        if held is None:
+            return None
+        rows = [row for where, data in zip(locations, held, strict=True) if (row := shown(data, where)) is not None]
+        return list(rows) if len(rows) == len(locations) else None
 
     def sizes(self, places: Places) -> Int64s:
         """Return the bytes of packed rows, as the side file has them. Any thread."""
@@ -272,12 +278,13 @@ class ColdRows:
         return Usage(len(self), size, self._limits.rows_limit, self._limits.bytes_limit)
 
 
-def checked(data: bytes) -> Row | None:
-    """Return the packed row, or None where its bytes are damaged."""
+def shown(data: bytes, where: Location) -> Row | None:
+    """Return the packed row; None where its bytes are damaged, or it is not the one that was asked for."""
     try:
-        return codec.decode(data)
+        row = codec.decode(data)
     except TierCorrupt:
         return None
+    return row if matches(row, where) else None
 
 
 def matches(row: Row, where: Location) -> bool:

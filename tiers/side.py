@@ -40,6 +40,7 @@ MAGIC, FORMAT = b"IF", 1
 HEAD = FRAME.size + CRC.size
 ROW_TABLES = 8 + 4  # bytes of slot and length
 NOWAIT: int = getattr(os, "RWF_NOWAIT", 0)  # Linux's
+AT_ONCE_BYTES = 1_048_576  # copied and decoded on the loop: a millisecond
 REWRITE_BELOW = 0.25  # of a full segment's bytes still alive: rewriting costs at most a third of what it frees
 
 
@@ -183,11 +184,14 @@ class SideFile:
         ]
 
     def read_at_once(self, slots: Int64s) -> list[bytes] | None:
-        """Return each slot's packed row, unchecked, without waiting for the disk; None if one is not in memory."""
+        """Return each slot's packed row, unchecked; None if one is not in memory, or all are more than some bytes."""
         if not NOWAIT:
             return None
+        where = self._slots.find(slots)
+        if int(where["length"].sum()) > AT_ONCE_BYTES:
+            return None
         found: list[bytes] = []
-        for number, length, offset in self._slots.find(slots).tolist():
+        for number, length, offset in where.tolist():
             segment = self._segments.get(number)
             data = segment.read_at_once(offset, length) if segment else None
             if data is None:

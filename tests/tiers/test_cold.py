@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import duckdb
@@ -464,6 +465,27 @@ async def test_a_damaged_side_file_costs_time_only(
     async with opened(options) as cold:
         found = await cold.get(where)
         assert all(one is not None and same(one, two) for one, two in zip(found, rows, strict=True))
+
+
+async def test_few_rows_are_read_without_a_thread_and_never_wrongly(
+    options: ColdSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the kernel has in memory is answered at once; one that is damaged, gone or another is asked for as ever."""
+    async with opened(options) as cold:
+        rows = [row(f"id-{n}", n) for n in range(1, 4)]
+        where = await stored(cold, *rows)
+        waits: list[str] = []
+        run = cold._readers.run
+        monkeypatch.setattr(cold._readers, "run", lambda job, *given: waits.append("") or run(job, *given))
+        found = await cold.get(where)
+        assert ([], True) == (waits, all(one and same(one, two) for one, two in zip(found, rows, strict=True)))
+
+        assert [None] == await cold.get([replace(where[0], version=where[0].version + 1)])
+        assert [None] == await cold.get([replace(where[0], id="another")])
+        assert [None] == await cold.get([replace(where[0], slot=99)])
+        _flip(side_files(options))
+        found = await cold.get(where)
+        assert (4, True) == (len(waits), all(one and same(one, two) for one, two in zip(found, rows, strict=True)))
 
 
 async def test_a_side_file_that_is_gone_is_made_again_at_open(options: ColdSettings) -> None:

@@ -68,6 +68,11 @@ def test_what_is_not_in_memory_is_not_waited_for(side, monkeypatch):
     fill(side, 1, 2)
     slots = np.array([1, 2], np.int64)
     assert side.read_at_once(slots) == [data(1), data(2)]
+    size = len(data(1)) + len(data(2))
+    monkeypatch.setattr("tiers.side.AT_ONCE_BYTES", size - 1)
+    assert side.read_at_once(slots) is None
+    monkeypatch.setattr("tiers.side.AT_ONCE_BYTES", size)
+    assert side.read_at_once(slots) == [data(1), data(2)]
 
     def waits(descriptor, buffers, offset, flags):
         assert flags == os.RWF_NOWAIT
