@@ -104,25 +104,34 @@ async def overload(directory: Path, minutes: float, measure_s: float = 15.0) -> 
         world.valkey.delay_s, world.valkey.fault = DELAY_S, ""
         node = await world.start(through="valkey")
         assert await node.ready(START_S), node.said()
-        async with httpx.AsyncClient(base_url=node.address, timeout=30) as http:
-            await _fill(world, http, load.checker.ledger)
-            world.valkey.fault = "delay"
-            await world.produce(1, IDS, 2_000.0)
-            load.sustainable = await _sustainable(http, measure_s)
-            await world.stop_producing()
-            await world.produce(2, IDS, TIMES * load.sustainable)
-            await _watch(node, http, load)
-            await world.stop_producing()
-            world.valkey.fault = ""
-            load.checker.ledger.read()
-            within_s = max(SETTLE_S, BACKLOG * minutes * 60)
-            if await rest(http, load.checker.ledger, within_s):
-                await sweep(http, load.checker)
-            else:  # what is there then says nothing of what will be
-                load.wrong.append(f"the backlog was not worked off within {within_s:.0f} s")
+        try:
+            async with httpx.AsyncClient(base_url=node.address, timeout=30) as http:
+                await _load(world, node, http, load, measure_s)
+        except httpx.TransportError as error:
+            raise RuntimeError(
+                f"the node does not answer ({error!r}); it ends with {node.said()[-2_000:].decode()}"
+            ) from error
         await node.kill()
     load.judge()
     return load
+
+
+async def _load(world: World, node: Node, http: httpx.AsyncClient, load: Load, measure_s: float) -> None:
+    await _fill(world, http, load.checker.ledger)
+    world.valkey.fault = "delay"
+    await world.produce(1, IDS, 2_000.0)
+    load.sustainable = await _sustainable(http, measure_s)
+    await world.stop_producing()
+    await world.produce(2, IDS, TIMES * load.sustainable)
+    await _watch(node, http, load)
+    await world.stop_producing()
+    world.valkey.fault = ""
+    load.checker.ledger.read()
+    within_s = max(SETTLE_S, BACKLOG * load.minutes * 60)
+    if await rest(http, load.checker.ledger, within_s):
+        await sweep(http, load.checker)
+    else:  # what is there then says nothing of what will be
+        load.wrong.append(f"the backlog was not worked off within {within_s:.0f} s")
 
 
 async def _fill(world: World, http: httpx.AsyncClient, ledger: Ledger) -> None:
