@@ -177,6 +177,7 @@ async def _watch(node: Node, http: httpx.AsyncClient, load: Load) -> None:
         load.answers[(await http.post("/v1/retrieve", json=body)).status_code] += 1
         load.took_ms.append((time.monotonic() - asked) * 1000)
         if at % 5 == 0:
+            ledger.read()  # little by little: the proxies are on this loop, and a node whose lease is held up ends
             load.rss_mb.append((time.monotonic() - began, _rss_mb(node.pid)))
             load.paused += bool((await _tiers(http))["paused"])
         await asyncio.sleep(0.1)
