@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections import Counter, defaultdict
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +33,9 @@ log = structlog.get_logger()
 
 SUSPECTS_MAX = 10_000  # looked at again, of each kind: beyond that something is wrong for certain
 SHOWN_MAX = 1_000
+TOGETHER = 64  # suspects judged in one turn of a lane: a move waits for some 50 ms
+
+Job = Callable[[], Awaitable[None]]
 
 
 class Verify:
@@ -95,31 +98,36 @@ class Verify:
                 doubtful += [each for each in page if each.flaw or not self._explained(tier, each.where)]
         except TierCorrupt as error:
             self.problems.append(Problem(kind="damaged", tier=tier.word, detail=f"not all of it can be read: {error}"))
-        for found in doubtful[:SUSPECTS_MAX]:
-            await self._in_lane(found.where.partition, partial(self._judge_row, found))
+        rows = [(found.where.partition, partial(self._judge_row, found)) for found in doubtful[:SUSPECTS_MAX]]
+        await self._in_lanes(rows)
         gone: list[Location] = []
         for homes_page in homes(self._node, tier):
             self.checked[f"{tier.word}_homes"] += len(homes_page)
             gone += await missing(self._survey, self._node, tier, seen, homes_page)
             await asyncio.sleep(0)
-        for where in gone[:SUSPECTS_MAX]:
-            await self._in_lane(where.partition, partial(self._judge_home, tier, where))
+        await self._in_lanes((where.partition, partial(self._judge_home, tier, where)) for where in gone[:SUSPECTS_MAX])
 
     def _explained(self, tier: TierName, where: Location) -> bool:
         """Say whether the index has the row as home or copy, or waits to evict it."""
         return (where.version, where.slot) in self._node.index.held(tier, where.id)
 
-    async def _in_lane(self, partition: int, job: Callable[[], Awaitable[None]]) -> None:
-        """Do a job in a partition's lane. What it finds damaged is a finding: raised there it would end the node."""
+    async def _in_lanes(self, suspects: Iterable[tuple[int, Job]]) -> None:
+        """Do jobs in their partitions' lanes, some at a time: each turn in a busy lane has to be waited for."""
+        jobs: defaultdict[int, list[Job]] = defaultdict(list)
+        for partition, job in suspects:
+            jobs[partition].append(job)
+        for partition, asked in jobs.items():
+            self._again += len(asked)
+            for at in range(0, len(asked), TOGETHER):
+                await self._node.lanes[partition].perform(partial(self._judge, partition, asked[at : at + TOGETHER]))
 
-        async def finding() -> None:
+    async def _judge(self, partition: int, jobs: Sequence[Job]) -> None:
+        """Do these. What one finds damaged is a finding: raised in a lane it would end the node."""
+        for job in jobs:
             try:
                 await job()
             except TierCorrupt as error:
                 self.problems.append(Problem(kind="damaged", partition=partition, detail=str(error)))
-
-        self._again += 1
-        await self._node.lanes[partition].perform(finding)
 
     # -- second looks, in the lane -----------------------------------------------------------------------------------
 
@@ -196,8 +204,7 @@ class Verify:
                 wrong = await self._survey.glacier.miscached(page)
             except TierCorrupt:
                 continue  # named with its file
-            for where in wrong[:SUSPECTS_MAX]:
-                await self._in_lane(where.partition, partial(self._judge_cache, where))
+            await self._in_lanes((each.partition, partial(self._judge_cache, each)) for each in wrong[:SUSPECTS_MAX])
 
     async def _judge_cache(self, where: Location) -> None:
         for wrong in await self._survey.glacier.miscached([where]):
@@ -220,7 +227,7 @@ class Verify:
         for problem, tier, where in self._missing:
             found = self._orphans.get((where.id, where.version))
             if found is not None and found.tier is not TierName.HOT:  # a home in hot is the log's to make
-                await self._in_lane(where.partition, partial(self._relocate, problem, tier, where, found))
+                await self._in_lanes([(where.partition, partial(self._relocate, problem, tier, where, found))])
 
     async def _relocate(self, problem: Problem, tier: TierName, where: Location, found: Found) -> None:
         (row,) = await self._node.tiers[found.tier].get([found.where])
