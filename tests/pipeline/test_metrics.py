@@ -87,7 +87,8 @@ async def _busy(memory: MemoryManager, http: httpx.AsyncClient) -> None:
     assert (await http.post("/v1/memories/id-20:demote")).status_code == 202
     await until(lambda: node.demote.results["planned"] > 0)
     await memory.cleanup()
-    late = Query(ids=[f"id-{at}" for at in range(2, 8)], deadline_ms=0.001)  # nothing on disk answers by then
+    await bring(memory, "id-9", TierName.HOT, TierName.WARM)
+    late = Query(ids=["id-9"], deadline_ms=0.001)  # no server answers by then
     missed = await read.retrieve(node.index, node.tiers, late, node.scanner)
     memory.reads.noted(missed.trace, missed)
     assert not missed.complete
