@@ -18,6 +18,8 @@ log = structlog.get_logger()
 
 Job = Callable[[], Awaitable[object]]
 
+BEHIND = 1 / 16  # of the jobs that may wait: advice for more would wait so long that it is given again
+
 
 class Lane:
     """`offer` and `perform` hand in jobs; `run` executes them until stopped."""
@@ -30,6 +32,11 @@ class Lane:
         self._ended = False
         self.stalls = 0
         self.stalled: Counter[str] = Counter()  # by the name of the error
+
+    @property
+    def behind(self) -> bool:
+        """Whether so many jobs wait that advice for more had better wait where it is."""
+        return self._jobs.qsize() > self._jobs.maxsize * BEHIND
 
     @property
     def waiting(self) -> int:

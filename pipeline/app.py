@@ -228,7 +228,16 @@ async def open_node(settings: Settings, tracing: Tracing = OFF) -> AsyncIterator
         access = Access(settings.access, publisher, topics.access, settings.kafka.partitions, now_ms)
         scanner = Scanner(settings.index.search_threads)
         stack.callback(scanner.close)
-        monitor = AgeMonitor(settings.age, settings.policy, index, usages, publisher, topics.age, now_ms)
+        monitor = AgeMonitor(
+            settings.age,
+            settings.policy,
+            index,
+            usages,
+            publisher,
+            topics.age,
+            now_ms,
+            behind=lambda: [partition for partition, lane in lanes.items() if lane.behind],
+        )
         expiry = Expiry(
             settings.expiry, index, publisher, topics.memories, lambda p: p in lanes and ingest.ready(p), now_ms
         )

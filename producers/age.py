@@ -1,14 +1,15 @@
 """The age monitor: asks the index which rows should leave their tier and says so on the age topic.
 
 It sees the index's columns and decides nothing about where rows go (that is `policy.plan`, in the demotion worker). A
-row it has named is not named again for `ask_again_s`, and at most `rows_max` rows a tier are named each time: that
-bounds what is in flight. Advice may be lost, late or repeated.
+row it has named is not named again for `ask_again_s`, at most `rows_max` rows a tier are named each time, and none of a
+partition whose moves are behind: that bounds what is in flight, and what is named, sent and looked up in vain. Advice
+may be lost, late or repeated.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -66,9 +67,11 @@ class AgeMonitor:
         publisher: Publisher,
         topic: str,
         now_ms: Callable[[], int],
+        behind: Callable[[], Collection[int]] = tuple,
     ) -> None:
+        """`behind` names the partitions whose moves have not kept up."""
         self._settings, self._rules, self._index, self._usages = settings, rules, index, usages
-        self._publisher, self._topic, self._now_ms = publisher, topic, now_ms
+        self._publisher, self._topic, self._now_ms, self._behind = publisher, topic, now_ms, behind
         self._flushed: dict[int, int] = {}  # partition to when cold rows last went to glacier, ms
 
     async def run(self, stop: asyncio.Event) -> None:
@@ -129,6 +132,7 @@ class AgeMonitor:
         leave, pressed = policy.due(tier, columns, pressed_rows, self._rules)
         # A row named recently still counts among those that leave: pressure must not name the next ones instead.
         fresh = table["asked"][leave] < asked_before
+        fresh &= ~np.isin(table["partition"][leave], list(self._behind()))
         leave, pressed = leave[fresh], pressed[fresh]
         if tier is TierName.COLD:
             ripe = self._ripe(table["partition"][leave], now_ms) | pressed

@@ -82,6 +82,16 @@ async def test_a_full_lane_refuses():
         assert runs.lane.offer(runs.job("d"))
 
 
+async def test_a_lane_is_behind_when_some_jobs_wait():
+    """Long before it is full: what is asked then is asked again before it is done."""
+    lane = Lane(0, 64)
+    behind = []
+    for _ in range(6):
+        lane.offer(asyncio.Event().wait)
+        behind.append(lane.behind)
+    assert [False] * 4 + [True] * 2 == behind
+
+
 async def test_perform_waits_for_room_and_for_its_job():
     """A performed job is never refused: its caller waits."""
     gate = asyncio.Event()

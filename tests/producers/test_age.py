@@ -47,7 +47,10 @@ class Monitored:
     def __init__(self, settings: AgeSettings = SETTINGS) -> None:
         self.index, self.clock, self.publisher = Index.of(SHAPE), Clock(), FakePublisher([])
         self.usages = dict.fromkeys(TierName, EMPTY)
-        self.monitor = AgeMonitor(settings, RULES, self.index, self._usage, self.publisher, "t.age", self.clock)
+        self.behind: set[int] = set()
+        self.monitor = AgeMonitor(
+            settings, RULES, self.index, self._usage, self.publisher, "t.age", self.clock, lambda: self.behind
+        )
 
     async def _usage(self) -> dict[TierName, Usage]:
         return self.usages
@@ -64,6 +67,21 @@ class Monitored:
 
     def propose(self, tier: TierName) -> list[Proposal]:
         return self.monitor.candidates(tier, self.usages[tier], self.clock.now_ms)
+
+
+@pytest.mark.parametrize("tier", [HOT, WARM, COLD])
+def test_what_is_behind_is_not_asked_for_more(tier):
+    """Rows of a partition whose moves have not kept up are named once they have; they do not count as named before."""
+    monitored = Monitored()
+    monitored.put(tier, "a", "b")
+    monitored.put(tier, "c", partition=1, first=2)
+    monitored.clock.pass_s(3_600)
+    for behind, named in (({0}, ["c"]), (set(), ["a", "b"])):
+        monitored.behind = behind
+        if tier is COLD:
+            assert [] == monitored.named(tier), "it waits for the rows of a file"
+            monitored.clock.pass_s(60)
+        assert named == [name for name in monitored.named(tier) if tier is not COLD or name != "c" or behind]
 
 
 def test_rows_of_an_age_leave_hot():

@@ -118,3 +118,13 @@ def test_a_group_that_was_treated_row_by_row_still_leaves_whole():
     assert [Key(TierName.COLD, "b", 1, 1)] == queue.of("b")
     queue.leave(group)
     assert 0 == len(queue)
+
+
+def test_a_row_of_a_group_is_followed_to_where_its_file_was_rewritten():
+    """It is queued at its new place, once, and the others of its move are still queued where they lie."""
+    queue = Queue()
+    queue.enter(TierName.GLACIER, 0, places(["a", "b"], 1))
+    queue.follow(TierName.GLACIER, "a", 1, 1, 2)
+
+    assert [Key(TierName.GLACIER, "a", 1, 2)] == queue.of("a")
+    assert [Key(TierName.GLACIER, "b", 1, 1)] == queue.of("b")
