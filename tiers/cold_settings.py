@@ -10,7 +10,7 @@ from tiers.errors import SettingsError
 class ColdSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """`path` is a directory ("" = the wiring's choice). Limits 0 = none. The last three are for the file's upkeep.
 
-    `checkpoint_bytes`: WAL or evicted bytes after which the next write first checkpoints (0.4 s for 64 MiB).
+    `checkpoint_bytes`: WAL or evicted bytes after which the next write first checkpoints (1 s for 256 MiB).
     `reserve_bytes`: disk left free for checkpoints and evictions. `segment_bytes`: side file, one descriptor each.
     """
 
@@ -19,7 +19,7 @@ class ColdSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     bytes_limit: int = 0
     memory_limit_mb: int = 1_024
     threads: int = 1
-    checkpoint_bytes: int = 64 * 1024 * 1024
+    checkpoint_bytes: int = 256 * 1024 * 1024
     reserve_bytes: int = 512 * 1024 * 1024
     segment_bytes: int = 256 * 1024 * 1024
 
