@@ -26,6 +26,8 @@ BLOCKS = 5
 LEGS = ((TierName.HOT, TierName.WARM), (TierName.WARM, TierName.COLD))
 STORE_ROWS = 10_000
 
+Named = dict[int, list[tuple[str, int]]]  # partition to (id, version) of records
+
 
 async def rebuild(run: Run) -> dict[str, Any]:
     """Restart the node: how fast the index is made anew; then search with nothing of glacier in its cache."""
@@ -164,7 +166,8 @@ async def moving(run: Run) -> dict[str, Any]:
         token = await memory.store(batch(-run.corpus.vectors[:stop], start, stop, first))  # nobody's neighbours
     await memory.retrieve(Query(ids=[], at_least=token))
     rest, _ = await ask_all(memory, questions[: run.size.scans], k=K, **BARE)
-    alone_s = await _demote(memory, range(first, first + count))
+    alone_s = await _demote(memory, _keys(memory, range(first, first + count)))
+    keys = _keys(memory, range(first + count, first + 2 * count))  # a tenth of a second of the loop, and not the node's
     done = asyncio.Event()
     busy: list[float] = []
 
@@ -174,7 +177,7 @@ async def moving(run: Run) -> dict[str, Any]:
 
     async with asyncio.TaskGroup() as group:
         group.create_task(search(), name="search")
-        loaded_s = await _demote(memory, range(first + count, first + 2 * count))
+        loaded_s = await _demote(memory, keys)
         done.set()
     moved = count * len(LEGS)
     slower = float(np.percentile(busy, 99) / np.percentile(rest, 99))
@@ -192,22 +195,28 @@ async def moving(run: Run) -> dict[str, Any]:
     }
 
 
-async def _demote(memory: MemoryManager, rows: range) -> float:
+def _keys(memory: MemoryManager, rows: range) -> Named:
+    """Return (id, version) of these records by partition."""
+    entries = [entry for entry in memory.node.index.entries([f"id-{row}" for row in rows]) if entry is not None]
+    assert len(entries) == len(rows), "all were published"
+    return {number: [(e.id, e.version) for e in entries if e.partition == number] for number in memory.node.lanes}
+
+
+async def _demote(memory: MemoryManager, keys: Named) -> float:
     """Move these records down through their partitions' lanes, as the demotion worker does; returns the seconds."""
     node, began = memory.node, time.perf_counter()
-    entries = [entry for entry in node.index.entries([f"id-{row}" for row in rows]) if entry is not None]
-    assert len(entries) == len(rows), "all were published"
     most, before = node.settings.move.rows_max, sum(node.mover.moved.values())
 
     async def through(partition: int) -> None:
-        keys = [(entry.id, entry.version) for entry in entries if entry.partition == partition]
+        mine = keys[partition]
         for source, target in LEGS:
-            for at in range(0, len(keys), most):
-                move = partial(node.mover.move, partition, source, target, "bench", keys[at : at + most])
+            for at in range(0, len(mine), most):
+                move = partial(node.mover.move, partition, source, target, "bench", mine[at : at + most])
                 await node.lanes[partition].perform(move)
 
     async with asyncio.TaskGroup() as group:
         for partition in node.lanes:
             group.create_task(through(partition), name=f"demote-{partition}")
-    assert sum(node.mover.moved.values()) - before == len(LEGS) * len(rows), "all were moved"
+    moved = sum(node.mover.moved.values()) - before
+    assert moved == len(LEGS) * sum(map(len, keys.values())), "all were moved"
     return time.perf_counter() - began
