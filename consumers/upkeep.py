@@ -17,6 +17,8 @@ from tiers.index import Index
 from tiers.tier import TierName
 
 PIECES = 64  # of an index's segment, rewritten at one look: some 30,000 rows
+WORTH = 0.25  # of a partition's rows in glacier: with so many superseded a rewrite copies three for each that it drops
+COMPACTED = 32  # times `rows_max` superseded rows looked at in one compaction: as many as a file has, or they look few
 
 
 class Upkeep:
@@ -56,11 +58,17 @@ class Upkeep:
                 if self._index.queue.list(partition, tier, 1):
                     lane.offer(partial(self._mover.evict_queued, partition, tier, limit))
             waited_ms = self._now_ms() - self._compacted.setdefault(partition, self._now_ms())
-            full = self._index.queue.count(partition, TierName.GLACIER) >= self._settings.compact_rows
-            due = full or waited_ms >= self._settings.compact_s * 1000 or self._crowded(partition)
+            late = waited_ms >= self._settings.compact_s * 1000
+            due = late or self._worth(partition) or self._crowded(partition)
             if due and partition not in self._compacting and lane.offer(partial(self._compact, partition)):
                 self._compacting.add(partition)
                 self._compacted[partition] = self._now_ms()
+
+    def _worth(self, partition: int) -> bool:
+        """Say whether so many rows of a partition are superseded in glacier that files should be written again."""
+        queued = self._index.queue.count(partition, TierName.GLACIER)
+        share = self._index.rows(TierName.GLACIER) / len(self._lanes)
+        return queued >= max(self._settings.compact_rows, WORTH * share)
 
     async def compact(self) -> None:
         """Rewrite mostly dead segments of the index, a loop step at a time, so that nobody waits for long."""
@@ -71,7 +79,7 @@ class Upkeep:
 
     async def _compact(self, partition: int) -> None:
         try:
-            await self._mover.compact(partition, self._settings.rows_max * 8)
+            await self._mover.compact(partition, self._settings.rows_max * COMPACTED)
             await self._vacuum()
         finally:
             self._compacting.discard(partition)
