@@ -37,7 +37,8 @@ def machine(stack: Stack, directory: Path) -> type[RuleBasedStateMachine]:
         @initialize()
         def begin(self) -> None:
             prefix = f"t-{uuid.uuid4().hex[:12]}"
-            more = {"policy__hot_age_s": 3_600.0, "move__upkeep_ms": 3_600_000, "index__train_rows": 16}
+            # Nothing moves by itself: what lies in a tier when it is cleared is what lay there when it was looked at.
+            more = {"age__interval_ms": 3_600_000, "move__upkeep_ms": 3_600_000, "index__train_rows": 16}
             self.settings = small(stack, prefix, directory / prefix, expiry__interval_ms=50, **more)
             self.model, self.life = Model(), Life()
             self.memory = self.life.do(self.life.open(self.settings))
