@@ -30,9 +30,12 @@ class Late(Generic[Of]):
     async def begin(self, of: Of, work: Coroutine[None, None, None]) -> bool:
         """Say whether the work was done within the patience; what it raises is raised, here or by `ended`."""
         assert of not in self._tasks, f"{of} has work under way"
-        self._tasks[of] = asyncio.get_running_loop().create_task(work, name=f"late {of}")
-        await asyncio.wait({self._tasks[of]}, timeout=self._patience_s)
-        return of in self.ended()
+        task = self._tasks[of] = asyncio.get_running_loop().create_task(work, name=f"late {of}")
+        await asyncio.wait({task}, timeout=self._patience_s)
+        if not task.done():
+            return False
+        self._tasks.pop(of).result()  # of this one alone: whose work has ended meanwhile is for `ended` to tell
+        return True
 
     def ended(self) -> list[Of]:
         """Return whose work has ended since it was asked; raises what one raised."""

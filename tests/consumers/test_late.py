@@ -41,6 +41,23 @@ async def test_what_takes_longer_goes_on_and_is_told_of_once() -> None:
     assert (["a"], [], set()) == (late.ended(), late.ended(), late.waiting)
 
 
+async def test_work_that_ends_while_other_begins_is_told_of() -> None:
+    """Its partition was paused: were the end lost to the other's `begin`, it would be read no more."""
+    late, gate = Late[str](0.001), asyncio.Event()
+
+    async def work() -> None:
+        await gate.wait()
+
+    async def other() -> None:
+        gate.set()
+        await asyncio.sleep(0)
+
+    assert not await late.begin("a", work())
+    late._patience_s = 10
+    assert await late.begin("b", other())
+    assert ["a"] == late.ended()
+
+
 async def test_what_late_work_raises_is_raised() -> None:
     """An error is raised where the end is told of, in time or late."""
     late, gate = Late[str](0.001), asyncio.Event()
