@@ -17,8 +17,7 @@ from tiers.index import Index
 from tiers.tier import TierName
 
 PIECES = 64  # of an index's segment, rewritten at one look: some 30,000 rows
-WORTH = 0.25  # of a partition's rows in glacier: with so many superseded a rewrite copies three for each that it drops
-COMPACTED = 32  # times `rows_max` superseded rows looked at in one compaction: as many as a file has, or they look few
+WORTH = 0.25  # of an average partition's rows in glacier: superseded so many, a rewrite copies three for each it drops
 
 
 class Upkeep:
@@ -79,7 +78,7 @@ class Upkeep:
 
     async def _compact(self, partition: int) -> None:
         try:
-            await self._mover.compact(partition, self._settings.rows_max * COMPACTED)
+            await self._mover.compact(partition, self._settings.rows_max * 8)
             await self._vacuum()
         finally:
             self._compacting.discard(partition)

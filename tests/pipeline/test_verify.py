@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
+from unittest.mock import MagicMock
 
 import msgspec
 import numpy as np
@@ -17,7 +18,7 @@ import pytest
 from pipeline import MemoryManager
 from pipeline.cli import app
 from pipeline.settings import Settings
-from pipeline.verify import Verify
+from pipeline.verify import TOGETHER, Verify
 from pipeline.verify_survey import Found, Survey
 from pipeline.verify_survey import homes as homes_of
 from tests.nodes import rows, until
@@ -86,6 +87,29 @@ async def test_a_node_at_work_raises_no_false_alarm(ageing: Settings) -> None:
                 report = await Verify(memory.node).run()
                 assert [] == report["problems"]
             stop.set()
+
+
+@pytest.mark.unit
+async def test_suspects_are_judged_each_once_some_in_a_turn() -> None:
+    """A turn in a busy lane waits for a move: each partition's suspects share a few of them."""
+    turns: list[int] = []
+    judged: list[int] = []
+
+    class OneLane:
+        def __init__(self, partition: int) -> None:
+            self._partition = partition
+
+        async def perform(self, job: Callable[[], Awaitable[None]]) -> None:
+            turns.append(self._partition)
+            await job()
+
+    async def judge(number: int) -> None:
+        judged.append(number)
+
+    node = MagicMock(lanes={0: OneLane(0), 1: OneLane(1)})
+    count = 2 * TOGETHER + 3
+    await Verify(node)._in_lanes((number % 2, partial(judge, number)) for number in range(count))
+    assert (list(range(count)), [0, 0, 1, 1]) == (sorted(judged), turns)
 
 
 async def test_what_moved_while_it_was_looked_at_is_looked_at_again(
